@@ -1,0 +1,39 @@
+"""gpurender: lip-sync video from a template, speech and a trained network. Start reading at `gpurender.render`."""
+
+from .audio import Features, load_features
+from .crop import crop_faces, face_input
+from .encode import write_frames
+from .engine import Engine, load_audio_engine, load_engine, predict
+from .errors import DeviceError, InputError, OutputError
+from .export import export_onnx
+from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
+from .paste import paste_faces
+from .render import Summary, make, render
+from .template import Template, frame_order, open_template
+
+__all__ = [
+    "AudioEncoder",
+    "DeviceError",
+    "Engine",
+    "Features",
+    "InputError",
+    "OutputError",
+    "Summary",
+    "Template",
+    "UNet",
+    "crop_faces",
+    "export_onnx",
+    "face_input",
+    "frame_order",
+    "load_audio_encoder",
+    "load_audio_engine",
+    "load_engine",
+    "load_features",
+    "load_unet",
+    "make",
+    "open_template",
+    "paste_faces",
+    "predict",
+    "render",
+    "write_frames",
+]

@@ -1,0 +1,324 @@
+"""Sound or a feature file -> what the network hears at each frame.
+
+sound -> 16 kHz mono -> mel (T,80) -> audio encoder -> one feature a frame -> windows of 16 features
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+import soxr
+import torch
+import torch.nn.functional as F
+from av.container import InputContainer
+from torch import Tensor
+
+from .errors import InputError
+from .network import FRAME_RATES, WINDOW_SHAPES, Mode
+
+SAMPLE_RATE = 16_000
+MEL_RATE = 80  # mel rows a second
+MEL_BANDS = 80
+MEL_WINDOW = 16  # mel rows behind one feature: 0.2 s
+WINDOW = 16  # features behind one frame: 8 before it, itself and 7 after
+N_FFT, HOP = 800, 200
+ENCODE_CHUNK = 64  # features computed at a time
+FEATURE_SIZES: dict[int, Mode] = {512: "ave", 2048: "hubert", 8192: "wenet"}
+
+FEATURE_FILES = (".npy", ".bin")
+
+AudioEncoderLike = Callable[[Tensor], Tensor]
+"""(B,1,80,16) float32 mel windows to (B,512) float32 features, on one device."""
+
+
+class Features:
+    """What the network hears, frame by frame.
+
+    Attributes:
+        mode: the kind of features, `ave`, `hubert` or `wenet`.
+        fps: frames a second that the features stand for.
+        source: the file they come from.
+        sound: that file where it is sound (to be heard in the video), None for a feature file.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        count: int,
+        read: Callable[[int, int], Tensor],
+        *,
+        windows_ready: bool,
+        fps: float,
+        source: Path,
+        sound: Path | None,
+    ) -> None:
+        self.mode: Mode = mode
+        self.fps = fps
+        self.source = source
+        self.sound = sound
+        self._count = count
+        self._read = read
+        self._windows_ready = windows_ready
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"Features({self.source.name}: {len(self)} frames of {self.mode} at {self.fps:g} a second)"
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """The network's audio input for frames start..stop-1: (stop-start, *WINDOW_SHAPES[mode]) float32.
+
+        Frame i gets features [i-8, i+8), zeros where that leaves the sound.
+        """
+        if not 0 <= start < stop <= len(self):
+            raise ValueError(f"frames {start}..{stop} are not within 0..{len(self)}")
+        if self._windows_ready:
+            return self._read(start, stop)
+        first, end = start - WINDOW // 2, stop + WINDOW // 2 - 1
+        rows = self._read(max(first, 0), min(end, len(self)))  # (n, D)
+        rows = F.pad(rows, (0, 0, max(-first, 0), max(end - len(self), 0)))
+        windows = rows.unfold(0, WINDOW, 1).transpose(1, 2)  # (stop-start, 16, D)
+        return windows.reshape(-1, *WINDOW_SHAPES[self.mode])
+
+
+def load_features(
+    path: str | Path,
+    *,
+    encoder: AudioEncoderLike | None = None,
+    fps: float | None = None,
+    device: torch.device | str = "cpu",
+) -> Features:
+    """Load sound, or features computed before, as the network's audio input.
+
+    Args:
+        path: any sound file or video with sound; `.npy` of (N,512) `ave`, (N,2,1024) `hubert` or (N,16,512) `wenet`
+            features (trailing axes may be flat) or of ready windows (N,32,16,16), (N,32,32,32), (N,256,16,32); `.bin`
+            of float32 with its shape in a `.bin.json` beside it.
+        encoder: turns mel windows into features; needed for sound only, see `load_audio_encoder`.
+        fps: frames a second; None is the rate that the mode was trained at. For sound, features are computed at this
+            rate; a feature file is taken to be at it.
+        device: where windows are computed and returned.
+
+    Raises:
+        InputError: nothing usable is at `path`, or its shape or values are wrong.
+    """
+    path = Path(path)
+    device = torch.device(device)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such sound or feature file.")
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; give a sound or feature file.")
+    if path.suffix in FEATURE_FILES:
+        return _stored_features(path, fps, device)
+    if encoder is None:
+        raise InputError(f"{path} is sound, which needs an audio encoder: give --audio-encoder (.onnx or .pth).")
+    return _speech_features(path, encoder, fps or FRAME_RATES["ave"], device)
+
+
+# --- feature files ---------------------------------------------------------------------------------------------------
+
+
+def _stored_features(path: Path, fps: float | None, device: torch.device) -> Features:
+    array = _read_npy(path) if path.suffix == ".npy" else _read_bin(path)
+    mode, windows_ready = _recognise(path, array.shape)
+    if not windows_ready:
+        array = array.reshape(len(array), -1)
+    for start in range(0, len(array), 1024):  # in pieces: the file may be larger than memory
+        finite = np.isfinite(array[start : start + 1024]).reshape(len(array[start : start + 1024]), -1).all(1)
+        if not finite.all():
+            raise InputError(f"{path}: features of frame {start + int(finite.argmin())} hold NaN or infinity.")
+
+    def read(start: int, stop: int) -> Tensor:
+        return torch.from_numpy(np.array(array[start:stop], np.float32)).to(device)
+
+    return Features(
+        mode,
+        len(array),
+        read,
+        windows_ready=windows_ready,
+        fps=fps or FRAME_RATES[mode],
+        source=path,
+        sound=None,
+    )
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a NumPy array file ({error}).") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise InputError(f"{path} does not hold one array of numbers.")
+    return array
+
+
+def _read_bin(path: Path) -> np.ndarray:
+    header = path.with_name(path.name + ".json")
+    if not header.exists():
+        raise InputError(f"{path} needs {header.name} beside it, with its shape.")
+    try:
+        shape = json.loads(header.read_text())["shape"]
+        shape = tuple(int(n) for n in shape)
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f'{header} does not give a shape, such as {{"shape": [80, 512]}}.') from None
+    size = path.stat().st_size
+    if not shape or min(shape) < 1 or prod(shape) * 4 != size:
+        raise InputError(f"{path} has {size} bytes, but shape {list(shape)} of float32 takes {prod(shape) * 4}.")
+    return np.memmap(path, "<f4", "r", shape=shape)
+
+
+def _recognise(path: Path, shape: tuple[int, ...]) -> tuple[Mode, bool]:
+    """The mode, and whether these are ready windows."""
+    for mode, window in WINDOW_SHAPES.items():
+        if shape[1:] == window and shape[0] > 0:
+            return mode, True
+    if len(shape) in (2, 3) and shape[0] > 0 and prod(shape[1:]) in FEATURE_SIZES:
+        return FEATURE_SIZES[prod(shape[1:])], False
+    raise InputError(
+        f"{path} has shape {shape}. Features are (N,512) for ave, (N,2,1024) for hubert or (N,16,512) for wenet, "
+        "ready windows (N,32,16,16), (N,32,32,32) or (N,256,16,32), with N of at least 1."
+    )
+
+
+# --- sound -----------------------------------------------------------------------------------------------------------
+
+
+def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: torch.device) -> Features:
+    mel = torch.cat(list(mel_blocks(decode_sound(path), device)))  # (T,80): 25 KB a second of sound
+    if len(mel) < MEL_WINDOW:  # shorter than 0.2 s: silence follows
+        mel = F.pad(mel, (0, 0, 0, MEL_WINDOW - len(mel)), value=-4.0)
+    starts = mel_starts(len(mel), fps).to(device)
+    rows = torch.arange(MEL_WINDOW, device=device)
+    encoded = len(starts)
+    recent: dict[int, Tensor] = {}
+
+    def chunk(number: int) -> Tensor:  # neighbouring windows share 15 features: keep what was just computed
+        if number not in recent:
+            while len(recent) > 1:
+                recent.pop(next(iter(recent)))
+            index = starts[number * ENCODE_CHUNK : (number + 1) * ENCODE_CHUNK, None] + rows
+            with torch.inference_mode():
+                recent[number] = encoder(mel[index].transpose(1, 2)[:, None].contiguous()).float()
+        return recent[number]
+
+    def read(start: int, stop: int) -> Tensor:
+        # The first and the last feature are repeated once each: row i is mel window i-1.
+        first, last = max(start - 1, 0), min(max(stop - 2, 0), encoded - 1)
+        numbers = range(first // ENCODE_CHUNK, last // ENCODE_CHUNK + 1)
+        features = torch.cat([chunk(number) for number in numbers])
+        offset = numbers[0] * ENCODE_CHUNK
+        index = torch.arange(start - 1, stop - 1).clamp(0, encoded - 1) - offset
+        return features[index.to(device, non_blocking=True)]
+
+    return Features("ave", encoded + 2, read, windows_ready=False, fps=fps, source=path, sound=path)
+
+
+def mel_starts(mel_rows: int, fps: float) -> Tensor:
+    """The first mel row of each feature's window, (n,) int64; past the end, the last 16 rows."""
+    count = int((mel_rows - MEL_WINDOW) / MEL_RATE * fps) + 2
+    starts = (MEL_RATE * (np.arange(count) / fps)).astype(np.int64)
+    return torch.from_numpy(np.minimum(starts, mel_rows - MEL_WINDOW))
+
+
+def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
+    """Decode any file that has sound, as blocks of (n,) float32 samples: mono, 16 kHz, -1..1.
+
+    Channels are averaged, then resampled with soxr's high quality (as librosa.load does).
+
+    Raises:
+        InputError: there is no sound track, nothing in it can be decoded, or it is empty.
+    """
+    with open_sound(path) as container:
+        stream = container.streams.audio[0]
+        to_float = av.AudioResampler(format="fltp")
+        resample: soxr.ResampleStream | None = None
+        rate = 0
+        total = 0
+        try:
+            for frame in container.decode(stream):
+                if resample is None:
+                    rate = frame.sample_rate
+                    resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+                elif frame.sample_rate != rate:
+                    raise InputError(f"{path}: the sound changes its sample rate; convert it to one rate first.")
+                for converted in to_float.resample(frame):
+                    mono = converted.to_ndarray().mean(0, dtype=np.float32)
+                    total += len(mono)
+                    yield resample.resample_chunk(mono)
+        except av.error.FFmpegError as error:
+            seconds = total / max(rate, 1)
+            raise InputError(f"{path}: the sound breaks off after {seconds:.2f} s ({error.strerror}).") from None
+        if resample is None or total == 0:
+            raise InputError(f"{path}: the sound track is empty.")
+        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def open_sound(path: str | Path) -> InputContainer:
+    """Open a file that has a sound track."""
+    try:
+        container = av.open(str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such sound file.") from None
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path} is not sound that can be decoded ({error.strerror}).") from None
+    if not container.streams.audio:
+        container.close()
+        raise InputError(f"{path} has no sound track.")
+    return container
+
+
+def mel_blocks(samples: Iterator[np.ndarray], device: torch.device, block_rows: int = 2400) -> Iterator[Tensor]:
+    """Blocks of mel rows (≤ block_rows, 80) float32 in -4..4 on the device, from blocks of 16 kHz samples.
+
+    Wav2Lip's front end, as SyncTalk_2D uses it: pre-emphasis 0.97, STFT 800/200 with a periodic Hann window, centred
+    with zeros, magnitude, 80 Slaney bands, decibels scaled to ±4. T = 1 + samples // 200 rows in all.
+    """
+    window = torch.hann_window(N_FFT, device=device)
+    filters = mel_filters().to(device)
+    need = (block_rows - 1) * HOP + N_FFT
+    pending = np.zeros(N_FFT // 2, np.float32)  # the centring zeros
+    previous = np.float32(0)
+
+    def rows(signal: np.ndarray) -> Tensor:
+        spectrum = torch.stft(
+            torch.from_numpy(signal).to(device), N_FFT, HOP, window=window, center=False, return_complex=True
+        )
+        level = 20 * torch.log10((filters @ spectrum.abs()).clamp(min=1e-5)) - 20
+        return (8 * (level + 100) / 100 - 4).clamp(-4, 4).T  # (t,80)
+
+    for block in samples:
+        if len(block) == 0:
+            continue
+        before = np.concatenate([[previous], block[:-1]])
+        previous = block[-1]
+        pending = np.concatenate([pending, block - np.float32(0.97) * before])
+        while len(pending) >= need:
+            yield rows(pending[:need])
+            pending = pending[block_rows * HOP :]
+    yield rows(np.concatenate([pending, np.zeros(N_FFT // 2, np.float32)]))
+
+
+def mel_filters() -> Tensor:
+    """(80,401) float32: triangular mel filters 55 to 7600 Hz, each of area one, on Slaney's scale.
+
+    Source: M. Slaney, Auditory Toolbox (1998): linear below 1 kHz at 200/3 Hz a mel, logarithmic above it.
+    """
+    step, corner = 200 / 3, 1000.0
+    log_step = np.log(6.4) / 27
+
+    def to_mel(hz: float) -> float:
+        return hz / step if hz < corner else corner / step + np.log(hz / corner) / log_step
+
+    mels = np.linspace(to_mel(55), to_mel(7600), MEL_BANDS + 2)
+    edges = np.where(mels < corner / step, mels * step, corner * np.exp(log_step * (mels - corner / step)))
+    bins = np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return torch.from_numpy((triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32))

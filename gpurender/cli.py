@@ -1,0 +1,223 @@
+"""The command line: parses, calls the library, prints."""
+
+import ctypes
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+MEBIBYTE = 2**20
+
+
+class Commands(click.Group):
+    """Turns errors that a user can act on into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from .errors import DeviceError, InputError, OutputError
+
+        signal.signal(signal.SIGTERM, terminated)
+        share_memory_arenas()
+        try:
+            return super().invoke(ctx)
+        except (InputError, DeviceError, OutputError) as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Interrupted: nothing was left at the output path.", err=True)
+            ctx.exit(130)
+
+
+def terminated(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # clean up as after Ctrl-C
+
+
+def share_memory_arenas() -> None:
+    """Have glibc's malloc use two arenas, not eight a core: frames freed by one thread then serve the next.
+
+    Saves 100 MB and more of resident memory; it is the process's setting, so it is made here, not in the library.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(-8, 2)  # M_ARENA_MAX
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="gpurender")
+def main() -> None:
+    """Renders talking-head video: a template, speech and a trained network become a video with moving lips."""
+
+
+@main.command()
+@click.option(
+    "--template",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="SyncTalk_2D template: full_body_img/0.jpg …, landmarks/0.lms …, and parsing/0.png … if there.",
+)
+@click.option(
+    "--audio",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Speech: any sound file or a video with sound; or its features, .npy or .bin with .bin.json.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A video (.mp4, .mov, .mkv), or numbered pictures such as frames/%05d.png or .jpg.  "
+    "[default: <template>_<audio>.mp4 here]",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The trained network, .pth or .onnx.  [default: unet.onnx, unet.pth, generator.onnx or generator.pth in the "
+    "template or its models directory; for dataset/NAME of a SyncTalk_2D tree, the checkpoint/NAME/*.pth with the "
+    "highest number]",
+)
+@click.option(
+    "--audio-encoder",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Turns sound into features, .pth or .onnx.  [default: audio_encoder.onnx, audio_encoder.pth or "
+    "audio_visual_encoder.pth likewise; model/checkpoints/audio_visual_encoder.pth of a SyncTalk_2D tree]",
+)
+@click.option(
+    "--sound",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What is heard in the video.  [default: --audio, if that is sound]",
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to render.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "openvino", "torch"]),
+    default="auto",
+    show_default=True,
+    help="What runs the network. auto: openvino on a CPU, torch on a GPU.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="fp32 is exact. auto takes the device's faster type if it stays within 40 dB PSNR of fp32 on this template.",
+)
+@click.option("--batch", type=click.IntRange(1, 1024), help="Frames at a time.  [default: what suits the engine]")
+@click.option(
+    "--fps",
+    type=click.FloatRange(1, 240),
+    help="Frames a second.  [default: what the network was trained at, 25, or 20 for wenet features]",
+)
+@click.option(
+    "--order",
+    type=click.Choice(["bounce", "loop", "mirror"]),
+    default="bounce",
+    show_default=True,
+    help="How a template shorter than the speech goes on: bounce 1 2 3 2 1 0 1, loop 0 1 2 3 0 1, "
+    "mirror 0 1 2 3 3 2 1 0 0 1.",
+)
+@click.option("--start-frame", type=int, default=0, show_default=True, help="Template frames to skip at the beginning.")
+@click.option(
+    "--parsing/--no-parsing",
+    default=None,
+    help="Keep the template's pixels where its parsing masks say so.  [default: if there are masks]",
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(0),
+    metavar="MIB",
+    help="Memory on the device for frames that stay decoded, and work on them.  [default: 512 on a CPU, half of what "
+    "is free on a GPU]",
+)
+@click.option(
+    "--codec", type=click.Choice(["h264", "hevc", "av1"]), default="h264", show_default=True, help="Of the video."
+)
+@click.option(
+    "--quality",
+    type=int,
+    metavar="N",
+    help="Constant quality, lower is better: 0-51 for h264 [18] and hevc [20], 1-63 for av1 [24], 2-31 for .jpg [2].",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def make(template: Path, audio: Path, out: Path | None, memory: int | None, quiet: bool, **options: Any) -> None:
+    """Render a talking video.
+
+    \b
+    The shortest form finds the networks beside the template:
+      gpurender make --template dataset/anna --audio speech.wav
+    \b
+    With networks of your own, to a file of your choice:
+      gpurender make --template anna --audio speech.mp3 --out anna.mp4 \\
+          --model checkpoint/anna/195.pth --audio-encoder audio_visual_encoder.pth
+    \b
+    Features computed before, and the sound to go with them:
+      gpurender make --template anna --audio aud_ave.npy --sound speech.wav
+    \b
+    Numbered pictures, exact, for an editing program:
+      gpurender make --template anna --audio speech.wav --out frames/%05d.png
+
+    Nothing appears at --out until it is complete. Exit codes: 0 done, 2 something given cannot be used (one line says
+    what), 130 interrupted.
+    """
+    from .progress import TerminalProgress
+    from .render import make as render_video
+
+    summary = render_video(
+        template,
+        audio,
+        out,
+        memory_budget=None if memory is None else memory * MEBIBYTE,
+        progress=None if quiet else TerminalProgress(),
+        **options,
+    )
+    if not quiet:
+        for note in summary.notes:
+            click.echo(f"note: {note}")
+        click.echo(str(summary))
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CKPT")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.onnx", help="The file to write.")
+@click.option(
+    "--mode",
+    type=click.Choice(["ave", "hubert", "wenet"]),
+    help="The features it was trained on. Weights tell wenet; ave and hubert look alike.  [default: ave]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of weights, inputs and outputs.",
+)
+@click.option(
+    "--max-batch", type=click.IntRange(1, 1024), default=64, show_default=True, help="The batch may be 1 to this."
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+def export(checkpoint: Path, out: Path, mode: Any, precision: Any, max_batch: int, overwrite: bool) -> None:
+    """Export a U-Net checkpoint (.pth) to ONNX with a dynamic batch.
+
+    ONNX Runtime's pictures are held against the checkpoint's before anything is written.
+
+    \b
+      gpurender export checkpoint/anna/195.pth --out anna.onnx
+      gpurender export checkpoint/anna/195.pth --out anna16.onnx --precision fp16 --max-batch 32
+    """
+    from .export import export_onnx
+
+    check = export_onnx(checkpoint, out, mode=mode, precision=precision, max_batch=max_batch, overwrite=overwrite)
+    click.echo(f"wrote {out}: {precision}, batch 1 to {max_batch}")
+    click.echo(f"checked with ONNX Runtime: {check}")
+
+
+if __name__ == "__main__":
+    main()

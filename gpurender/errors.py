@@ -1,0 +1,13 @@
+"""The errors that a user can act on. Each message says what was given, what is allowed and what to do next."""
+
+
+class InputError(ValueError):
+    """What was given cannot be used: a template, a sound, features, a network, an output path."""
+
+
+class DeviceError(RuntimeError):
+    """The device or engine that was asked for is not here."""
+
+
+class OutputError(OSError):
+    """The result could not be written: the disk is full, or the path cannot be written to."""

@@ -1,0 +1,169 @@
+"""A checkpoint -> ONNX with a dynamic batch, checked against the torch module before it is written."""
+
+import copy
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError, OutputError
+from .network import FACE_SHAPE, WINDOW_SHAPES, Mode, UNet, load_unet
+from .output import complete_or_absent
+
+ExportPrecision = Literal["fp32", "fp16"]
+EXPORT_VERSION = 1  # part of the cache key: raise it when exports change
+# A wrong export is below 20 dB. How much half precision costs depends on the network: 40 dB and more where it is well
+# conditioned; the figure is shown, and the user judges.
+LEAST_PSNR = {"fp32": 80.0, "fp16": 30.0}
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """ONNX Runtime's pictures from the export held against the float32 torch module's, for batches of 1 and 3."""
+
+    largest_difference: float
+    """of the network's output in 0..1"""
+    psnr_db: float
+
+    def __str__(self) -> str:
+        return f"largest difference {self.largest_difference:.2g} of 1, PSNR {self.psnr_db:.1f} dB"
+
+
+def export_onnx(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    mode: Mode | None = None,
+    precision: ExportPrecision = "fp32",
+    max_batch: int = 64,
+    overwrite: bool = False,
+) -> ExportCheck:
+    """Export a U-Net checkpoint to ONNX: inputs `input` (B,6,320,320) and `audio`, output `output` (B,3,320,320).
+
+    Args:
+        checkpoint: `.pth`, see `load_unet`.
+        out: the `.onnx` file; it appears only once the export has passed its check.
+        mode: see `load_unet`.
+        precision: of weights, inputs, outputs and arithmetic.
+        max_batch: the batch may be 1 to this.
+        overwrite: replace `out` if it exists.
+
+    Returns:
+        how close ONNX Runtime's pictures are to the torch module's.
+
+    Raises:
+        InputError: the checkpoint cannot be used, or its pictures from ONNX are not close enough.
+        OutputError: `out` exists or cannot be written.
+    """
+    out = Path(out)
+    if max_batch < 1:
+        raise InputError(f"max_batch is at least 1, given {max_batch}.")
+    network = load_unet(checkpoint, mode)
+    with complete_or_absent(out, overwrite) as name:
+        model = onnx_bytes(network, precision, max_batch)
+        check = check_export(model, network, min(3, max_batch))
+        if not check.psnr_db >= LEAST_PSNR[precision]:
+            raise InputError(
+                f"{checkpoint}: its {precision} export is not close enough to the network itself ({check}; at least "
+                f"{LEAST_PSNR[precision]:g} dB are required), so nothing was written."
+            )
+        Path(name).write_bytes(model)
+    return check
+
+
+def cached_onnx(
+    checkpoint: str | Path, mode: Mode | None = None, notify: Callable[[str], None] = lambda text: None
+) -> Path:
+    """The checkpoint's float32 ONNX export in the user's cache, made there if need be (about ten seconds)."""
+    network_hash = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:32]
+    name = f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}-torch{torch.__version__.split('+')[0]}.onnx"
+    path = cache_directory() / name
+    if not path.exists():
+        load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
+        notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent} (about 15 s)")
+        export_onnx(checkpoint, path, mode=mode)
+    return path
+
+
+def cache_directory() -> Path:
+    """`$GPURENDER_CACHE`, or `gpurender` in `$XDG_CACHE_HOME` or `~/.cache`: private to the user."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(os.environ.get("GPURENDER_CACHE") or home / "gpurender")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        foreign = hasattr(os, "getuid") and (path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022)
+    except OSError as error:
+        raise OutputError(f"cache directory {path} cannot be made ({error.strerror}); set GPURENDER_CACHE.") from None
+    if foreign:  # somebody else could put a network there for us to run
+        raise OutputError(f"cache directory {path} is not yours alone to write; set GPURENDER_CACHE to another.")
+    return path
+
+
+def onnx_bytes(network: UNet, precision: ExportPrecision, max_batch: int) -> bytes:
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    example = 2 if max_batch > 1 else 1  # a batch of 1 would be taken as a constant
+    faces = torch.zeros(example, *FACE_SHAPE, dtype=dtype)
+    audio = torch.zeros(example, *WINDOW_SHAPES[network.mode], dtype=dtype)
+    batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else {}
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
+            program = torch.onnx.export(
+                copy.deepcopy(network).to(dtype),
+                (faces, audio),
+                dynamo=True,
+                dynamic_shapes=(batch, batch),
+                input_names=["input", "audio"],
+                output_names=["output"],
+                verbose=False,
+            )
+    finally:
+        quiet.setLevel(level)
+    assert program is not None
+    proto = program.model_proto
+    for key, value in (("gpurender.mode", network.mode), ("gpurender.precision", precision)):
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    return proto.SerializeToString()
+
+
+def check_export(model: bytes, network: UNet, max_batch: int) -> ExportCheck:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
+    largest, squares, count = 0.0, 0.0, 0
+    for batch in {1, max_batch}:
+        faces, audio = example_input(batch, network.mode)
+        feed = {"input": faces.numpy().astype(dtype), "audio": audio.numpy().astype(dtype)}
+        (pictures,) = session.run(["output"], feed)
+        with torch.inference_mode():
+            difference = (torch.from_numpy(np.asarray(pictures, np.float32)) - network(faces, audio)).double()
+        largest = max(largest, difference.abs().max().item())
+        squares += difference.square().sum().item()
+        count += difference.numel()
+    psnr = 10 * np.log10(count / squares) if squares else float("inf")
+    return ExportCheck(largest, float(psnr))
+
+
+def example_input(batch: int, mode: Mode) -> tuple[Tensor, Tensor]:
+    """Wavy pictures with the mouth masked, and random audio: something for a network to chew on."""
+    x, y = torch.arange(320.0), torch.arange(320.0)[:, None]
+    shift = torch.arange(batch)[:, None, None, None]
+    channel = torch.arange(3)[:, None, None]
+    picture = 0.5 + 0.5 * torch.sin(2 * torch.pi * (x * (channel + 1) / 64 + y * (channel + 2) / 97 + shift / 7))
+    masked = picture.clone()
+    masked[:, :, 5:310, 5:315] = 0
+    audio = torch.rand(batch, *WINDOW_SHAPES[mode], generator=torch.Generator().manual_seed(1)) * 2
+    return torch.cat([picture, masked], 1), audio

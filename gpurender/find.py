@@ -1,0 +1,56 @@
+"""Where the networks are that belong to a template, when nobody says."""
+
+import re
+from pathlib import Path
+
+from .errors import InputError
+
+NETWORKS = tuple(
+    directory + name
+    for directory in ("", "models/")
+    for name in ("generator.onnx", "unet.onnx", "unet.pth", "generator.pth")
+)
+AUDIO_ENCODERS = tuple(
+    directory + name
+    for directory in ("", "models/")
+    for name in ("audio_encoder.onnx", "audio_encoder.pth", "audio_visual_encoder.pth")
+)
+
+
+def find_network(template: str | Path) -> Path:
+    """The U-Net of a template: one of `NETWORKS` in its directory, or, where the template is `dataset/<name>` of a
+    SyncTalk_2D tree, the checkpoint with the highest number in `checkpoint/<name>`.
+
+    Raises:
+        InputError: there is none.
+    """
+    template = Path(template).resolve()
+    for name in NETWORKS:
+        if (template / name).is_file():
+            return template / name
+    checkpoints = template.parent.parent / "checkpoint" / template.name
+    numbered = {int(n[0]): file for file in checkpoints.glob("*.pth") if (n := re.findall(r"[0-9]+", file.stem)[-1:])}
+    if numbered:
+        return numbered[max(numbered)]
+    raise InputError(
+        f"no network for {template.name}: none of {', '.join(NETWORKS[:4])} in {template} or its models directory, and "
+        f"no numbered .pth in {checkpoints}. Give --model FILE."
+    )
+
+
+def find_audio_encoder(template: str | Path) -> Path:
+    """The audio encoder of a template: one of `AUDIO_ENCODERS` in its directory, or, in a SyncTalk_2D tree,
+    `model/checkpoints/audio_visual_encoder.pth`.
+
+    Raises:
+        InputError: there is none.
+    """
+    template = Path(template).resolve()
+    tree = template.parent.parent / "model" / "checkpoints" / "audio_visual_encoder.pth"
+    for file in (*(template / name for name in AUDIO_ENCODERS), tree):
+        if file.is_file():
+            return file
+    raise InputError(
+        f"no audio encoder for {template.name}: none of {', '.join(AUDIO_ENCODERS[:3])} in {template} or its models "
+        f"directory, and no {tree}. Give --audio-encoder FILE, or features instead of sound."
+    )
