@@ -31,6 +31,8 @@ def crop_faces(frames: Tensor, rects: Tensor) -> Tensor:
     Raises:
         ValueError: shapes, dtypes or devices are not these, or a rectangle leaves the frame or is empty.
 
+    >>> import torch
+    >>> from gpurender import crop_faces
     >>> frames = torch.zeros(2, 3, 720, 1280, dtype=torch.uint8)
     >>> crop_faces(frames, torch.tensor([[100, 50, 284, 234], [90, 40, 280, 230]])).shape
     torch.Size([2, 3, 328, 328])
@@ -56,6 +58,8 @@ def face_input(crops: Tensor) -> Tensor:
     Returns:
         (B,6,320,320) float32, or the floating dtype of `crops`.
 
+    >>> import torch
+    >>> from gpurender import face_input
     >>> face_input(torch.zeros(1, 3, 328, 328, dtype=torch.uint8)).shape
     torch.Size([1, 6, 320, 320])
     """

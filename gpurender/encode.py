@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -55,6 +56,8 @@ def check_destination(out: str | Path, *, frames: int, codec: Codec, quality: in
             raise InputError(f"{out}: numbered pictures are named like frames/%05d.png or frames/%05d.jpg.")
     elif suffix not in VIDEOS:
         raise InputError(f"{out}: the output is a video ({', '.join(VIDEOS)}) or pictures such as frames/%05d.png.")
+    elif suffix == ".mov" and codec == "av1":
+        raise InputError(f"{out}: AV1 does not go into .mov; give .mp4 or .mkv.")
     if quality is not None:
         check_quality(quality, suffix if is_pattern(out) else codec)
     if not is_pattern(out):
@@ -72,6 +75,14 @@ def check_quality(quality: int, kind: str) -> None:
     allowed = ENCODERS[kind].qualities if kind in ENCODERS else JPEG_QUALITIES
     if quality not in allowed:
         raise InputError(f"quality {quality} is not within {allowed[0]} (best) to {allowed[-1]}, as {kind} has it.")
+
+
+def frame_rate(fps: float) -> Fraction:
+    """The rate as a fraction; 23.976, 29.97 and 59.94 are television's short for 24000/1001 and so on."""
+    if not 0.01 <= fps <= 1000:
+        raise InputError(f"{fps} frames a second is not within 0.01 to 1000.")
+    television = Fraction(round(fps) * 1000, 1001)
+    return television if abs(television - fps) < 1e-5 * fps else Fraction(fps).limit_denominator(1001)
 
 
 def is_pattern(out: Path) -> bool:
@@ -109,14 +120,15 @@ def write_frames(
         the number of frames.
 
     Raises:
-        InputError: `out` is no such name, or `quality` out of range, or `sound` cannot be decoded.
+        InputError: `out` is no such name, or `fps` or `quality` out of range, or `sound` cannot be decoded.
         OutputError: `out` exists or cannot be written, or the disk is full. Nothing is left there.
     """
     out = Path(out)
     check_destination(out, frames=0, codec=codec, quality=quality, overwrite=overwrite)
+    rate = frame_rate(fps)
     if is_pattern(out):
-        return _write_pictures(batches, out, fps, JPEG_QUALITIES[0] if quality is None else quality, overwrite)
-    return _write_video(batches, out, fps, sound, codec, quality, overwrite)
+        return _write_pictures(batches, out, rate, JPEG_QUALITIES[0] if quality is None else quality, overwrite)
+    return _write_video(batches, out, rate, sound, codec, quality, overwrite)
 
 
 # --- video -----------------------------------------------------------------------------------------------------------
@@ -125,14 +137,13 @@ def write_frames(
 def _write_video(
     batches: Iterable[Tensor],
     out: Path,
-    fps: float,
+    rate: Fraction,
     sound: str | Path | None,
     codec: Codec,
     quality: int | None,
     overwrite: bool,
 ) -> int:
     encoder = ENCODERS[codec]
-    rate = Fraction(fps).limit_denominator(1001)
     kind = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}[out.suffix.lower()]
     count = 0
     with complete_or_absent(out, overwrite) as name, _encoder_errors(out), ExitStack() as open_files:
@@ -194,32 +205,31 @@ class _SoundTrack:
                 self._written_seconds = packet.pts * packet.time_base
             self._container.mux(packet)
 
-    def _encode(self, frames: Iterator[av.AudioFrame | None]) -> Iterator[Packet]:
+    def _encode(self, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
         context = cast(AudioCodecContext, self._stream.codec_context)
-        resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
         samples = 0
-        for frame in frames:
-            for converted in resampler.resample(frame):
-                # Counted from 0: the features were, whatever the source's time stamps say.
-                converted.pts, converted.time_base = samples, Fraction(1, context.sample_rate)
-                samples += converted.samples
-                yield from self._stream.encode(converted)
+        for _, alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
+            resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
+            for frame in chain(alike, [None]):
+                for converted in resampler.resample(frame):
+                    # Counted from 0: the features were, whatever the source's time stamps say.
+                    converted.pts, converted.time_base = samples, Fraction(1, context.sample_rate)
+                    samples += converted.samples
+                    yield from self._stream.encode(converted)
         yield from self._stream.encode(None)
 
 
-def _decode(sound: str | Path, source: InputContainer) -> Iterator[av.AudioFrame | None]:
-    """The sound's frames, then None."""
+def _decode(sound: str | Path, source: InputContainer) -> Iterator[av.AudioFrame]:
     try:
         yield from source.decode(source.streams.audio[0])
     except av.error.FFmpegError as error:
         raise InputError(f"{sound}: the sound breaks off ({error.strerror}).") from None
-    yield None
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _write_pictures(batches: Iterable[Tensor], pattern: Path, fps: float, quality: int, overwrite: bool) -> int:
+def _write_pictures(batches: Iterable[Tensor], pattern: Path, rate: Fraction, quality: int, overwrite: bool) -> int:
     png = pattern.suffix.lower() == ".png"
     made_directory = not pattern.parent.exists()
     context: VideoCodecContext | None = None
@@ -235,13 +245,16 @@ def _write_pictures(batches: Iterable[Tensor], pattern: Path, fps: float, qualit
 
     try:
         if made_directory:
-            pattern.parent.mkdir()
+            try:
+                pattern.parent.mkdir()
+            except OSError as error:
+                raise OutputError(describe(pattern.parent, error)) from None
         for count, pixels in enumerate(_pictures(batches)):
             frame = _planar_frame(pixels).reformat(format="rgb24" if png else "yuvj420p")
             if context is None:
                 context = cast(VideoCodecContext, av.CodecContext.create("png" if png else "mjpeg", "w"))
                 context.width, context.height, context.pix_fmt = frame.width, frame.height, frame.format.name
-                context.time_base = 1 / Fraction(fps).limit_denominator(1001)
+                context.time_base = 1 / rate
                 context.options = {} if png else {"qmin": str(quality), "qmax": str(quality)}
                 context.thread_type = "FRAME"
             frame.pts = count

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from .errors import OutputError
 
@@ -14,7 +15,7 @@ def check_output(path: Path, overwrite: bool) -> None:
     """Raise OutputError if `path` cannot be written to, before any work is done for it."""
     if path.is_dir():
         raise OutputError(f"{path} is a directory; give a file name in it.")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} exists; give --overwrite to replace it.")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is not a directory, so {path.name} cannot be written there.")
@@ -35,31 +36,38 @@ def complete_or_absent(path: Path, overwrite: bool) -> Iterator[str]:
     with _output_errors(path):
         nameless = _open_nameless(path.parent)
         if nameless is None:
-            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+            descriptor, hidden = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
             os.close(descriptor)
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(hidden, 0o666 & ~_umask())
+            source = hidden
         else:
-            temporary = f"/proc/self/fd/{nameless}"
+            hidden = path.with_name(f".{uuid4().hex}{path.suffix}")
+            source = f"/proc/self/fd/{nameless}"
         try:
-            yield temporary
-            if nameless is not None:
-                link = path
-                if path.exists():
-                    link = path.with_name(f".{path.name}.{os.getpid()}")
-                # A directory descriptor, unused with an absolute name, makes Python call linkat, which follows links.
-                os.link(temporary, link, src_dir_fd=nameless, follow_symlinks=True)
-                if link != path:
-                    os.replace(link, path)
-            elif overwrite:
-                os.replace(temporary, path)
+            yield source
+            if not overwrite:
+                _link(source, path, nameless)  # unlike a rename, this refuses a file that has come up meanwhile
             else:
-                os.link(temporary, path)  # unlike a rename, this refuses a file that has come up meanwhile
+                if nameless is not None:
+                    _link(source, hidden, nameless)
+                os.replace(hidden, path)
         finally:
             if nameless is not None:
                 os.close(nameless)
-            else:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(hidden)
+
+
+def _link(source: str, path: str | Path, nameless: int | None) -> None:
+    try:
+        # A directory descriptor, unused with an absolute name, makes Python call linkat, which follows links.
+        os.link(source, path, src_dir_fd=nameless, follow_symlinks=True)
+    except OSError as error:
+        if nameless is not None or error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        os.rename(source, path)  # exFAT and its like have no links
 
 
 def _open_nameless(directory: Path) -> int | None:

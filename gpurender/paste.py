@@ -36,6 +36,8 @@ def paste_faces(
     Raises:
         ValueError: shapes, dtypes or devices are not these, or a rectangle leaves the frame or is empty.
 
+    >>> import torch
+    >>> from gpurender import crop_faces, paste_faces
     >>> frames = torch.zeros(1, 3, 400, 400, dtype=torch.uint8)
     >>> rects = torch.tensor([[10, 20, 210, 220]])
     >>> pasted = paste_faces(frames, crop_faces(frames, rects), torch.ones(1, 3, 320, 320), rects)

@@ -1,0 +1,286 @@
+"""The program as users run it: what it makes, what it says, and what it refuses."""
+
+import fcntl
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner, Result
+from conftest import MakeTemplate, landmarks, tones
+from PIL import Image
+
+from gpurender import UNet
+from gpurender.cli import main
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> Result:
+        return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+
+    return call
+
+
+@pytest.fixture
+def anna(make_template: MakeTemplate, tiny_onnx: Path, tiny_encoder: Path) -> Path:
+    """A template with its networks under the documented names."""
+    path = make_template("anna")
+    shutil.copy(tiny_onnx, path / "unet.onnx")
+    shutil.copy(tiny_encoder, path / "audio_encoder.pth")
+    return path
+
+
+def test_template_and_audio_are_enough(run: Run, anna: Path, speech: Path, tmp_path: Path) -> None:
+    result = run("make", "--template", "anna", "--audio", "speech.wav")
+    assert result.exit_code == 0, result.output
+    assert "wrote anna_speech.mp4: 36 frames of 320×240, 1.44 s at 25 a second" in result.output
+    assert "openvino" in result.output
+    assert "libx264" in result.output
+    assert "rendered 36 of 36 frames" in result.stderr
+    with av.open(str(tmp_path / "anna_speech.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 36
+        assert container.streams.audio[0].rate == 22050
+        assert container.streams.audio[0].channels == 2
+
+
+def test_quiet_says_nothing(run: Run, anna: Path, speech: Path) -> None:
+    result = run("make", "--template", anna, "--audio", speech, "--quiet", "--out", "a.mkv")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_a_synctalk_tree(
+    run: Run, make_template: MakeTemplate, tiny_unet: Path, tiny_encoder: Path, speech: Path
+) -> None:
+    tree = make_template("tree/dataset/bob").parents[1]
+    (tree / "checkpoint" / "bob").mkdir(parents=True)
+    (tree / "model" / "checkpoints").mkdir(parents=True)
+    shutil.copy(tiny_unet, tree / "checkpoint" / "bob" / "10.pth")
+    (tree / "checkpoint" / "bob" / "9.pth").write_text("an older one")
+    shutil.copy(tiny_encoder, tree / "model" / "checkpoints" / "audio_visual_encoder.pth")
+    result = run("make", "--template", "tree/dataset/bob", "--audio", speech)
+    assert result.exit_code == 0, result.output
+    assert Path("bob_speech.mp4").exists()
+
+
+def test_options_go_through(run: Run, anna: Path, tmp_path: Path) -> None:
+    np.save("aud.npy", np.zeros((7, 512), np.float32))
+    soundfile.write("s.wav", tones(0.3, 16000), 16000)
+    result = run(
+        *("make", "--template", anna, "--audio", "aud.npy", "--sound", "s.wav", "--out", "o.mov", "--fps", 20),
+        *("--codec", "hevc", "--quality", 30, "--order", "loop", "--start-frame", 2, "--batch", 3, "--memory", 1),
+        *("--device", "cpu", "--engine", "openvino", "--precision", "fp32", "--no-parsing"),
+    )
+    assert result.exit_code == 0, result.output
+    with av.open("o.mov") as container:
+        assert container.streams.video[0].average_rate == 20
+        assert container.streams.video[0].codec_context.name == "hevc"
+        assert container.streams.audio
+
+
+def test_numbered_pictures(run: Run, anna: Path) -> None:
+    np.save("aud.npy", np.zeros((3, 512), np.float32))
+    result = run("make", "--template", anna, "--audio", "aud.npy", "--out", "frames/%04d.jpg")
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir("frames")) == ["0001.jpg", "0002.jpg", "0003.jpg"]
+    again = run("make", "--template", anna, "--audio", "aud.npy", "--out", "frames/%04d.jpg")
+    assert again.exit_code == 2
+    assert "frames/0001.jpg exists; give --overwrite" in again.stderr
+
+
+def test_export(run: Run, tiny_unet: Path) -> None:
+    result = run("export", tiny_unet, "--out", "a.onnx", "--max-batch", 2)
+    assert result.exit_code == 0, result.output
+    assert "checked with ONNX Runtime: largest difference" in result.output
+    assert run("export", tiny_unet, "--out", "a.onnx").exit_code == 2
+
+
+def test_help_teaches(run: Run) -> None:
+    for words in (("--help",), ("make", "--help"), ("export", "-h"), ("--version",)):
+        assert run(*words).exit_code == 0
+    shown = run("make", "--help").output
+    assert "gpurender make --template" in shown
+    assert all(f"--{parameter.name}".replace("_", "-") in shown for parameter in main.commands["make"].params)
+
+
+# --- bad input: one clear line, exit code 2, nothing lost ------------------------------------------------------------
+
+
+def refused(run: Run, words: str, *arguments: object) -> None:
+    before = snapshot()
+    result = run("make", *arguments)
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, result.stderr
+    assert words in errors[0]
+    assert "Traceback" not in result.output
+    assert snapshot() == before
+
+
+def snapshot() -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in Path().rglob("*") if file.is_file()}
+
+
+def test_bad_templates(run: Run, anna: Path, make_template: MakeTemplate, speech: Path) -> None:
+    refused(run, "no such template directory", "--template", "nobody", "--audio", speech)
+    Path("empty").mkdir()
+    refused(run, "empty/full_body_img is missing", "--template", "empty", "--audio", speech)
+    (anna / "landmarks" / "1.lms").unlink()
+    (anna / "landmarks" / "2.lms").unlink()
+    unequal = "5 frames and 3 landmark files that do not match: no landmarks for 1.jpg, 2.jpg"
+    refused(run, unequal, "--template", anna, "--audio", speech)
+    cases = {
+        "letters": ("3 x\n" * 60, "letters/landmarks/2.lms, line 1: '3 x' is not a point"),
+        "short": ("3 4\n" * 52, "short/landmarks/2.lms has 52 points; at least 53 are needed"),
+        "leaves": (landmarks(250, 60, 350), "frame 2.jpg: the face rectangle (250, 60, 350, 160) leaves the frame"),
+        "empty1": (landmarks(50, 60, 50), "frame 2.jpg: the face rectangle (50, 60, 50, 60) is empty"),
+        "inverted": (landmarks(90, 60, 50), "(90, 60, 50, 20) is inverted"),
+    }
+    for name, (text, words) in cases.items():
+        path = make_template(name)
+        (path / "landmarks" / "2.lms").write_text(text)
+        refused(run, words, "--template", path, "--audio", speech)
+    path = make_template("binary")
+    (path / "landmarks" / "2.lms").write_bytes(bytes(range(256)))
+    refused(run, "2.lms is not a text file of landmarks", "--template", path, "--audio", speech)
+
+
+def test_bad_pictures(run: Run, anna: Path, make_template: MakeTemplate, speech: Path) -> None:
+    path = make_template("sizes")
+    Image.new("RGB", (100, 80)).save(path / "full_body_img" / "3.jpg")
+    refused(run, "3.jpg is 100×80, but 0.jpg is 320×240", "--template", path, "--audio", speech)
+    path = make_template("masks", parsing=True)
+    Image.new("RGB", (100, 80)).save(path / "parsing" / "3.png")
+    refused(run, "parsing/3.png is 100×80", "--template", path, "--audio", speech)
+    picture = anna / "full_body_img" / "3.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(b"not a jpeg")
+    refused(run, "3.jpg cannot be read (not a JPEG or PNG picture)", "--template", anna, "--audio", speech)
+    picture.write_bytes(whole[: len(whole) // 2])
+    Path("anna_speech.mp4").write_text("an earlier video")
+    refused(run, "3.jpg is corrupt or truncated", "--template", anna, "--audio", speech, "--overwrite")
+    assert Path("anna_speech.mp4").read_text() == "an earlier video"
+
+
+def test_bad_sounds_and_features(run: Run, anna: Path, tmp_path: Path) -> None:
+    refused(run, "no such sound or feature file", "--template", anna, "--audio", "none.wav")
+    Path("empty.wav").write_bytes(b"")
+    refused(run, "empty.wav is not sound that can be decoded", "--template", anna, "--audio", "empty.wav")
+    soundfile.write("nothing.wav", np.zeros(0), 16000)
+    refused(run, "nothing.wav", "--template", anna, "--audio", "nothing.wav")
+    with av.open("silent.mp4", "w") as container:
+        stream = container.add_stream("libx264", 25)
+        stream.width = stream.height = 64  # pyright: ignore
+        container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))  # pyright: ignore
+        container.mux(stream.encode(None))  # pyright: ignore
+    refused(run, "silent.mp4 has no sound track", "--template", anna, "--audio", "silent.mp4")
+    np.save("shape.npy", np.zeros((4, 77), np.float32))
+    refused(run, "shape.npy has shape (4, 77)", "--template", anna, "--audio", "shape.npy")
+    array = np.zeros((9, 512), np.float32)
+    array[6, 3] = np.nan
+    np.save("nan.npy", array)
+    refused(run, "features of frame 6 hold NaN", "--template", anna, "--audio", "nan.npy")
+    np.save("wenet.npy", np.zeros((9, 8192), np.float32))
+    refused(run, "(256, 16, 32) (wenet)", "--template", anna, "--audio", "wenet.npy")
+
+
+def test_silence_is_good_input(run: Run, anna: Path) -> None:
+    soundfile.write("silence.wav", np.zeros(16000), 16000)
+    assert run("make", "--template", anna, "--audio", "silence.wav").exit_code == 0
+
+
+def test_bad_networks(run: Run, anna: Path, make_template: MakeTemplate, speech: Path, tiny_encoder: Path) -> None:
+    bare = make_template("bare")
+    refused(run, "no network for bare: none of generator.onnx", "--template", bare, "--audio", speech)
+    shutil.copy(anna / "unet.onnx", bare)
+    refused(run, "no audio encoder for bare: none of audio_encoder.onnx", "--template", bare, "--audio", speech)
+    arguments = ("--template", anna, "--audio", speech)
+    refused(run, "is not a SyncTalk_2D 328-pixel U-Net", *arguments, "--model", tiny_encoder)
+    Path("text.pth").write_text("hello")
+    refused(run, "not a checkpoint that can be loaded safely", *arguments, "--model", "text.pth")
+    torch.save(UNet("wenet").state_dict(), "wenet.pth")
+    refused(run, "network for wenet features, not for ave", *arguments, "--model", "wenet.pth")
+    refused(run, "no such audio encoder", *arguments, "--audio-encoder", "none.pth")
+
+
+def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
+    arguments = ("--template", anna, "--audio", speech)
+    refused(run, "the output is a video", *arguments, "--out", "a.avi")
+    refused(run, "numbered pictures are named like", *arguments, "--out", "a%s.png")
+    refused(run, "is not a directory", *arguments, "--out", "no/where/a.mp4")
+    Path("taken.mp4").write_text("mine")
+    refused(run, "taken.mp4 exists; give --overwrite", *arguments, "--out", "taken.mp4")
+    refused(run, "quality 99 is not within 0 (best) to 51", *arguments, "--quality", 99)
+    refused(run, "start frame 5 is not within the template's frames 0 to 4", *arguments, "--start-frame", 5)
+    refused(run, "'tpu' is not a device", *arguments, "--device", "tpu")
+    if not torch.cuda.is_available():
+        refused(run, "finds no CUDA GPU on this machine", *arguments, "--device", "cuda")
+
+
+def test_a_cpu_without_half_precision(run: Run, anna: Path, speech: Path) -> None:
+    refused(run, "openvino engine has no fp16", "--template", anna, "--audio", speech, "--precision", "fp16")
+
+
+# --- as a process ----------------------------------------------------------------------------------------------------
+
+
+def program(*words: object) -> list[str]:
+    return [sys.executable, "-m", "gpurender.cli", *map(str, words)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupts_leave_nothing(tmp_path: Path, anna: Path, number: signal.Signals) -> None:
+    np.save(tmp_path / "long.npy", np.zeros((100_000, 512), np.float32))
+    out = tmp_path / "out"
+    out.mkdir()
+    command = program("make", "--template", anna, "--audio", tmp_path / "long.npy", "--out", out / "a.mp4")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("rendered"):
+            break
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=60)
+    assert list(out.iterdir()) == []
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "Traceback" not in rest
+        assert "Interrupted" in rest
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path, anna: Path) -> None:
+    np.save(tmp_path / "aud.npy", np.zeros((60, 512), np.float32))
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = program("make", "--template", anna, "--audio", tmp_path / "aud.npy", "--out", tmp_path / "a.mp4")
+    process = subprocess.Popen(command, stderr=terminal, stdout=subprocess.DEVNULL)
+    os.close(terminal)
+    shown = b""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        try:
+            data = os.read(controller, 4096)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    assert process.wait(timeout=60) == 0
+    assert "60/60" in shown.decode()
+    assert "frames/s" in shown.decode()

@@ -1,0 +1,249 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import TINY
+from onnx import TensorProto, helper
+
+from gpurender import (
+    DeviceError,
+    InputError,
+    UNet,
+    load_audio_encoder,
+    load_audio_engine,
+    load_engine,
+    load_unet,
+    predict,
+)
+from gpurender.engine import least_psnr, resolve_device
+from gpurender.export import example_input
+from gpurender.network import WINDOW_SHAPES
+from gpurender.openvino_engine import OnnxNetwork, OpenVinoEngine, fast_cpu_types
+
+
+def torch_picture(path: Path, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    inputs = example_input(batch, "ave")
+    with torch.inference_mode():
+        return inputs, load_unet(path)(*inputs)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_openvino_draws_what_torch_draws(seeded_unet: Path, seeded_onnx: Path, batch: int) -> None:
+    inputs, expected = torch_picture(seeded_unet, batch)
+    picture = predict(load_engine(seeded_onnx, device="cpu", precision="fp32"), *inputs)
+    assert picture.dtype == torch.float32
+    assert (picture - expected).abs().max() < 2e-4
+    assert least_psnr(picture, expected) > 60
+
+
+def test_onnx_runtime_draws_the_same(seeded_onnx: Path) -> None:
+    faces, audio = example_input(3, "ave")
+    session = onnxruntime.InferenceSession(seeded_onnx, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"input": faces.numpy(), "audio": audio.numpy()})
+    picture = predict(load_engine(seeded_onnx, device="cpu", precision="fp32"), faces, audio)
+    np.testing.assert_allclose(picture, expected, atol=2e-4)
+
+
+def test_halves_and_tiles_change_nothing(seeded_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, cutting and tiling the network gives the same bits as running it whole."""
+    import gpurender.openvino_engine as module
+
+    inputs = example_input(2, "ave")
+    network = OnnxNetwork(seeded_onnx, None)
+    assert network.encoder is not None
+    tiled = predict(OpenVinoEngine(network, "fp32"), *inputs)
+    monkeypatch.setattr(module, "TILED_BYTES", 1e12)
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    whole = OnnxNetwork(seeded_onnx, None)
+    assert whole.encoder is None
+    assert len(network.decoder.get_ops()) > len(whole.decoder.get_ops()), "nothing was tiled"
+    assert torch.equal(tiled, predict(OpenVinoEngine(whole, "fp32"), *inputs))
+
+
+def test_torch_engine_is_the_module(tiny_unet: Path, device: torch.device) -> None:
+    inputs, expected = torch_picture(tiny_unet, 3)
+    engine = load_engine(tiny_unet, device=device, engine="torch", precision="fp32")
+    picture = predict(engine, *(x.to(device) for x in inputs))
+    assert engine.device == device
+    assert (picture.cpu() - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_torch_engine_in_half_precision(tiny_unet: Path, device: torch.device, precision: str) -> None:
+    inputs, expected = torch_picture(tiny_unet, 2)
+    engine = load_engine(tiny_unet, device=device, engine="torch", precision=precision)  # pyright: ignore
+    picture = predict(engine, *(x.to(device) for x in inputs))
+    assert engine.precision == precision
+    assert picture.dtype == torch.float32
+    assert least_psnr(picture.cpu(), expected) > 30
+
+
+def test_a_checkpoint_on_a_cpu_runs_through_a_cached_export(tiny_unet: Path) -> None:
+    told: list[str] = []
+    inputs, expected = torch_picture(tiny_unet, 2)
+    for _ in range(2):
+        engine = load_engine(tiny_unet, device="cpu", precision="fp32", notify=told.append)
+        assert engine.name == "openvino"
+        assert (predict(engine, *inputs) - expected).abs().max() < 1e-4
+    assert len(told) <= 1  # exported once, said once
+
+
+def test_auto_precision_measures_before_it_takes_a_fast_type(tiny_onnx: Path, seeded_onnx: Path) -> None:
+    assert load_engine(tiny_onnx, device="cpu").precision == "fp32"  # nothing to measure on
+    fast = fast_cpu_types()
+    for network in (tiny_onnx, seeded_onnx):
+        probe = example_input(2, "ave")
+        engine = load_engine(network, device="cpu", probe=probe)
+        assert list(engine.measured_psnr_db) == fast
+        taken = [kind for kind, psnr in engine.measured_psnr_db.items() if psnr >= 40]
+        assert engine.precision == (taken[0] if taken else "fp32")
+        exact = predict(load_engine(network, device="cpu", precision="fp32"), *probe)
+        assert least_psnr(predict(engine, *probe), exact) >= 40
+
+
+def test_a_type_that_this_processor_lacks(tiny_onnx: Path) -> None:
+    with pytest.raises(DeviceError, match="openvino engine has no fp16 on this processor; it has fp32"):
+        load_engine(tiny_onnx, device="cpu", precision="fp16")
+
+
+# --- ONNX files from elsewhere ---------------------------------------------------------------------------------------
+
+
+def export_plain(path: Path, names: tuple[str, str], fixed: bool, swapped: bool, dtype: torch.dtype) -> UNet:
+    """An export as somebody else might make it: other names, fixed batch, inputs the other way round."""
+
+    class Swapped(torch.nn.Module):
+        def __init__(self, network: UNet) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, audio: torch.Tensor, face: torch.Tensor) -> torch.Tensor:
+            return self.network(face, audio)
+
+    network = UNet(**TINY).eval()
+    faces, audio = (x.to(dtype) for x in example_input(1 if fixed else 2, "ave"))
+    dynamic = None if fixed else ({0: torch.export.Dim("n", min=1, max=8)},) * 2
+    torch.onnx.export(
+        Swapped(network).to(dtype).eval() if swapped else network.to(dtype),
+        (audio, faces) if swapped else (faces, audio),
+        path,
+        dynamo=True,
+        dynamic_shapes=dynamic,
+        input_names=list(names),
+        external_data=False,
+        verbose=False,
+    )
+    return network.float()
+
+
+@pytest.mark.parametrize(
+    ("names", "fixed", "swapped", "dtype"),
+    [
+        (("x.1", "input.7"), True, False, torch.float32),
+        (("audio", "input"), False, True, torch.float32),
+        (("image", "mel"), True, True, torch.float16),
+    ],
+)
+def test_any_input_names_order_batch_and_type(
+    tmp_path: Path, names: tuple[str, str], fixed: bool, swapped: bool, dtype: torch.dtype
+) -> None:
+    network = export_plain(tmp_path / "a.onnx", names, fixed, swapped, dtype)
+    inputs = example_input(3, "ave")
+    with torch.inference_mode():
+        expected = network(*inputs)
+    engine = load_engine(tmp_path / "a.onnx", device="cpu", precision="fp32")
+    assert engine.mode == "ave"
+    assert (predict(engine, *inputs) - expected).abs().max() < (1e-4 if dtype == torch.float32 else 0.02)
+
+
+def onnx_of(path: Path, inputs: dict[str, list[int]], output: list[int]) -> None:
+    first = next(iter(inputs))
+    node = helper.make_node("Identity", [first], ["out"])
+    shaped = helper.make_node("Reshape", ["out", "shape"], ["y"])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [len(output)], output)
+    graph = helper.make_graph(
+        [node, shaped],
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)],
+        [shape],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def test_onnx_with_other_inputs_or_outputs(tmp_path: Path, tiny_onnx: Path) -> None:
+    onnx_of(tmp_path / "classifier.onnx", {"pixels": [1, 3, 100, 1024]}, [1, 3, 320, 320])
+    with pytest.raises(InputError, match=r"takes pixels \[1,3,100,1024\]; a lip-sync network takes batches of"):
+        load_engine(tmp_path / "classifier.onnx", device="cpu")
+    onnx_of(tmp_path / "other.onnx", {"a": [1, 6, 320, 320], "b": [1, 32, 16, 16]}, [1, 614400])
+    with pytest.raises(InputError, match=r"gives \[1,614400\]; a lip-sync network gives one batch of \(3, 320, 320\)"):
+        load_engine(tmp_path / "other.onnx", device="cpu")
+    with pytest.raises(InputError, match=r"takes .*; a lip-sync network takes .* \(256, 16, 32\) \(wenet\)"):
+        load_engine(tiny_onnx, mode="wenet", device="cpu")
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(InputError, match="not an ONNX network that can be read"):
+        load_engine(tmp_path / "text.onnx", device="cpu")
+    with pytest.raises(InputError, match="no such network file"):
+        load_engine(tmp_path / "absent.onnx", device="cpu")
+    (tmp_path / "unet.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"\.onnx export or a \.pth checkpoint"):
+        load_engine(tmp_path / "unet.bin", device="cpu")
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+def test_devices_that_are_not_here(monkeypatch: pytest.MonkeyPatch, tiny_onnx: Path) -> None:
+    with pytest.raises(DeviceError, match="'gpu' is not a device; choose auto, cpu, cuda or cuda:N"):
+        resolve_device("gpu")
+    with pytest.raises(DeviceError, match="mps cannot render"):
+        resolve_device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="finds no CUDA GPU on this machine; use --device cpu"):
+        resolve_device("cuda")
+    assert resolve_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match="cuda:3: there are 1 GPUs here"):
+        resolve_device("cuda:3")
+    with pytest.raises(DeviceError, match="openvino engine runs on CPUs"):
+        load_engine(tiny_onnx, device="cuda", engine="openvino")
+    with pytest.raises(DeviceError, match="torch engine runs .pth checkpoints"):
+        load_engine(tiny_onnx, device="cuda")
+
+
+# --- the audio encoder -----------------------------------------------------------------------------------------------
+
+
+def test_audio_encoder_from_onnx_is_the_torch_one(tmp_path: Path, tiny_encoder: Path, device: torch.device) -> None:
+    encoder = load_audio_encoder(tiny_encoder)
+    mel = torch.randn(5, 1, 80, 16)
+    exported = tmp_path / "encoder.onnx"
+    torch.onnx.export(encoder, (mel[:1],), exported, dynamo=True, external_data=False, verbose=False)
+    with torch.inference_mode():
+        expected = encoder(mel)
+        for path in (exported, tiny_encoder):
+            features = load_audio_engine(path, device)(mel.to(device))
+            assert features.device == device
+            np.testing.assert_allclose(features.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_bad_audio_encoders(tmp_path: Path, tiny_onnx: Path) -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(InputError, match="no such audio encoder"):
+        load_audio_engine(tmp_path / "absent.pth", cpu)
+    with pytest.raises(InputError, match=r"an audio encoder takes a batch of \(1, 80, 16\)"):
+        load_audio_engine(tiny_onnx, cpu)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(InputError, match=r"\.onnx export or a \.pth checkpoint"):
+        load_audio_engine(tmp_path / "a.txt", cpu)
+    (tmp_path / "a.onnx").write_text("")
+    with pytest.raises(InputError, match="not an ONNX network"):
+        load_audio_engine(tmp_path / "a.onnx", cpu)
+
+
+def test_window_shapes_tell_the_modes_apart() -> None:
+    assert len(set(WINDOW_SHAPES.values())) == len(WINDOW_SHAPES)

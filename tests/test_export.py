@@ -1,0 +1,118 @@
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import TINY
+from seeds import seeded_weights
+
+from gpurender import InputError, OutputError, UNet, export_onnx
+from gpurender.export import cache_directory, cached_onnx, example_input
+
+
+def test_batch_is_dynamic_and_pictures_agree(seeded_onnx: Path) -> None:
+    session = onnxruntime.InferenceSession(seeded_onnx, providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["input", "audio"]
+    faces, audio = example_input(5, "ave")
+    (five,) = session.run(["output"], {"input": faces.numpy(), "audio": audio.numpy()})
+    (one,) = session.run(["output"], {"input": faces[4:].numpy(), "audio": audio[4:].numpy()})
+    np.testing.assert_allclose(np.asarray(five)[4:], one, atol=1e-4)
+
+
+def test_the_check_is_measured(tmp_path: Path, tiny_unet: Path) -> None:
+    check = export_onnx(tiny_unet, tmp_path / "a.onnx", max_batch=4)
+    assert check.largest_difference < 1e-4
+    assert check.psnr_db > 80
+    assert "PSNR" in str(check)
+    model = onnx.load(tmp_path / "a.onnx")
+    assert {p.key: p.value for p in model.metadata_props}["gpurender.mode"] == "ave"
+
+
+@pytest.mark.parametrize("mode", ["hubert", "wenet"])
+def test_other_modes(tmp_path: Path, mode: str) -> None:
+    audio = (256, 16, 16, 16, 16) if mode == "wenet" else (32, 16, 16, 16, 16)
+    network = UNet(mode, **(TINY | {"audio": audio}))  # pyright: ignore
+    torch.save(seeded_weights(network), tmp_path / "a.pth")
+    assert export_onnx(tmp_path / "a.pth", tmp_path / "a.onnx", mode=mode).psnr_db > 80  # pyright: ignore
+    shapes = [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in onnx.load(tmp_path / "a.onnx").graph.input]
+    assert shapes[1][1:] == ([32, 32, 32] if mode == "hubert" else [256, 16, 32])
+
+
+def test_half_precision_all_through(tmp_path: Path, tiny_unet: Path) -> None:
+    check = export_onnx(tiny_unet, tmp_path / "a.onnx", precision="fp16", max_batch=1)
+    assert check.psnr_db > 40
+    model = onnx.load(tmp_path / "a.onnx")
+    weights = [t for t in model.graph.initializer if len(t.dims) == 4]
+    assert weights
+    assert all(t.data_type == onnx.TensorProto.FLOAT16 for t in weights)
+    assert all(i.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for i in model.graph.input)
+
+
+def test_an_export_that_differs_is_not_written(
+    tmp_path: Path, tiny_unet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpurender.export as module
+
+    def wrong(network: UNet, *rest: object) -> bytes:
+        other = UNet(**TINY).eval()  # random weights
+        return real(other, *rest)  # pyright: ignore
+
+    real = module.onnx_bytes
+    monkeypatch.setattr(module, "onnx_bytes", wrong)
+    with pytest.raises(InputError, match="fp32 export is not close enough.*nothing was written"):
+        export_onnx(tiny_unet, tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusals(tmp_path: Path, tiny_unet: Path) -> None:
+    (tmp_path / "a.onnx").write_text("mine")
+    with pytest.raises(OutputError, match="exists; give --overwrite"):
+        export_onnx(tiny_unet, tmp_path / "a.onnx")
+    assert (tmp_path / "a.onnx").read_text() == "mine"
+    with pytest.raises(OutputError, match="is not a directory"):
+        export_onnx(tiny_unet, tmp_path / "none" / "a.onnx")
+    with pytest.raises(InputError, match="max_batch is at least 1"):
+        export_onnx(tiny_unet, tmp_path / "b.onnx", max_batch=0)
+
+
+def test_the_cache_is_private_and_keyed_by_content(
+    tmp_path: Path, tiny_unet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    first = cached_onnx(tiny_unet)
+    assert stat.S_IMODE(cache_directory().stat().st_mode) == 0o700
+    copy = tmp_path / "renamed.pth"
+    copy.write_bytes(tiny_unet.read_bytes())
+    written = first.stat().st_mtime_ns
+    assert cached_onnx(copy) == first
+    assert first.stat().st_mtime_ns == written
+    os.chmod(tmp_path / "cache", 0o777)
+    with pytest.raises(OutputError, match="not yours alone to write"):
+        cached_onnx(tiny_unet)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_builds_an_engine_from_the_export(tmp_path: Path, seeded_unet: Path, precision: str) -> None:
+    """TensorRT-RTX builds for a named GPU without having one: the export's graph is one that it accepts."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installable here")
+    out = tmp_path / "a.onnx"
+    export_onnx(seeded_unet, out, precision=precision, max_batch=16)  # pyright: ignore
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(out.read_bytes()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("input", (1, 6, 320, 320), (8, 6, 320, 320), (16, 6, 320, 320))
+    profile.set_shape("audio", (1, 32, 16, 16), (8, 32, 16, 16), (16, 32, 16, 16))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None
+    assert plan.nbytes > 1_000_000

@@ -1,0 +1,47 @@
+"""The project as a whole: what the wheel holds, that the tree is clean, that the README is true."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import gpurender
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {f"gpurender/{file.name}" for file in (ROOT / "gpurender").glob("*.py")}
+    assert modules <= set(names)
+    assert all(name.startswith(("gpurender/", "gpurender-")) for name in names)
+
+
+@pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["pyright"]])
+def test_the_tree_is_clean(command: list[str]) -> None:
+    tool = [sys.executable, "-m", *command]
+    options = ["--pythonpath", sys.executable] if command[0] == "pyright" else ["."]
+    result = subprocess.run([*tool, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_public_names_are_documented() -> None:
+    for name in gpurender.__all__:
+        assert (getattr(gpurender, name).__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def test_kernels_is_not_a_top_level_module() -> None:
+    assert importlib.util.find_spec("kernels") is None or "site-packages" in str(importlib.util.find_spec("kernels"))
+
+
+def test_the_readmes_tree_names_every_module() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for file in (ROOT / "gpurender").glob("*.py"):
+        assert re.search(rf"^\s+{re.escape(file.name)}\s", readme, re.MULTILINE), f"{file.name} is not in the README"

@@ -1,0 +1,132 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeTemplate
+from PIL import Image
+
+import gpurender
+from gpurender import (
+    crop_faces,
+    face_input,
+    frame_order,
+    load_engine,
+    load_features,
+    open_template,
+    paste_faces,
+    render,
+)
+from gpurender.template import Order
+
+
+@pytest.fixture
+def features_file(tmp_path: Path) -> Path:
+    path = tmp_path / "features.npy"
+    np.save(path, np.random.RandomState(3).uniform(0, 2, (11, 512)).astype(np.float32))
+    return path
+
+
+def all_frames(template: Path, features: Path, unet: Path, device: torch.device, **options) -> torch.Tensor:
+    budget = options.pop("memory_budget", None)
+    opened = open_template(template, device=device, memory_budget=budget)
+    engine = load_engine(unet, device=device, engine="torch", precision="fp32")
+    batches = list(render(opened, load_features(features, device=device), engine, **options))
+    assert all(batch.device.type == device.type and batch.dtype == torch.uint8 for batch in batches)
+    return torch.cat(batches).cpu()
+
+
+def test_render_is_the_steps_one_after_another(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, device: torch.device
+) -> None:
+    path = make_template(parsing=True)
+    frames = all_frames(path, features_file, tiny_unet, device, batch=4)
+    template, features = open_template(path), load_features(features_file)
+    network = gpurender.load_unet(tiny_unet)
+    assert len(frames) == len(features) == 11
+    for i, shown in enumerate(frame_order(len(template), range(11))):
+        original, keep = template.frames([shown])
+        rects = template.rects[[shown]]
+        crops = crop_faces(original, rects)
+        with torch.inference_mode():
+            prediction = network(face_input(crops), features.windows(i, i + 1))
+        expected = paste_faces(original, crops, prediction, rects, keep)[0]
+        assert (frames[i].int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 3, 11, 64])
+def test_batch_size_does_not_matter(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, device: torch.device, batch: int
+) -> None:
+    path = make_template()
+    one = all_frames(path, features_file, tiny_unet, device, batch=2)
+    other = all_frames(path, features_file, tiny_unet, device, batch=batch)
+    assert (one.int() - other.int()).abs().max() <= 1  # a batch may be summed in another order
+
+
+@pytest.mark.parametrize("megabytes", [0, 1, 3])
+def test_memory_budget_does_not_matter(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, megabytes: int
+) -> None:
+    path = make_template()
+    plenty = all_frames(path, features_file, tiny_unet, torch.device("cpu"), batch=4)
+    scarce = all_frames(
+        path, features_file, tiny_unet, torch.device("cpu"), batch=4, memory_budget=megabytes * 1_000_000
+    )
+    assert torch.equal(plenty, scarce)
+
+
+def test_the_network_hears_the_audio(make_template: MakeTemplate, tmp_path: Path, tiny_unet: Path) -> None:
+    path = make_template(frames=1)
+    np.save(tmp_path / "quiet.npy", np.zeros((3, 512), np.float32))
+    np.save(tmp_path / "loud.npy", np.full((3, 512), 3, np.float32))
+    quiet, loud = (
+        all_frames(path, tmp_path / name, tiny_unet, torch.device("cpu")) for name in ("quiet.npy", "loud.npy")
+    )
+    assert (quiet != loud).any(1)[:, 60:180, 90:210].double().mean() > 0.1
+
+
+@pytest.mark.parametrize("order", ["bounce", "loop", "mirror"])
+def test_orders_and_start(make_template: MakeTemplate, features_file: Path, tiny_unet: Path, order: Order) -> None:
+    path = make_template(frames=4)
+    frames = all_frames(path, features_file, tiny_unet, torch.device("cpu"), order=order, start_frame=2)
+    template = open_template(path)
+    for i, shown in enumerate(frame_order(4, range(11), order, 2)):
+        original, _ = template.frames([shown])
+        assert torch.equal(frames[i, :, :, :60], original[0, :, :, :60])  # left of the face
+
+
+def test_an_error_in_the_middle_ends_the_threads(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path
+) -> None:
+    path = make_template(frames=5)
+    (path / "full_body_img" / "4.jpg").write_bytes((path / "full_body_img" / "4.jpg").read_bytes()[:3000])
+    with pytest.raises(gpurender.InputError, match="4.jpg is corrupt or truncated"):
+        all_frames(path, features_file, tiny_unet, torch.device("cpu"), batch=1)
+
+
+def test_python_api_of_the_readme(
+    make_template: MakeTemplate, speech: Path, tiny_unet: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    template = gpurender.open_template(make_template())
+    encoder = gpurender.load_audio_engine(tiny_encoder, torch.device("cpu"))
+    features = gpurender.load_features(speech, encoder=encoder)
+    engine = gpurender.load_engine(tiny_unet, mode=features.mode, device="cpu", engine="torch")
+    frames = gpurender.render(template, features, engine)
+    assert gpurender.write_frames(frames, tmp_path / "a.mp4", fps=features.fps, sound=speech) == len(features)
+
+
+def test_pictures_of_the_template_are_exact_outside_the_face(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, tmp_path: Path
+) -> None:
+    path = make_template(suffix=".png")
+    out = tmp_path / "frames" / "%03d.png"
+    gpurender.make(path, features_file, out, model=tiny_unet, engine="torch", precision="fp32")
+    template = open_template(path)
+    for i, shown in enumerate(frame_order(5, range(11))):
+        written = np.asarray(Image.open(tmp_path / "frames" / f"{i + 1:03d}.png"))
+        original = np.asarray(Image.open(path / "full_body_img" / f"{shown}.png"))
+        x0, y0, x1, y1 = template.rects[shown].tolist()
+        same = (written == original).all(2)
+        same[y0:y1, x0:x1] = True
+        assert same.all()
