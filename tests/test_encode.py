@@ -1,0 +1,552 @@
+"""What is written is read back with decoders that know nothing of our writer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from av.container import InputContainer
+from PIL import Image
+
+from gpurender import InputError, OutputError, write_frames
+from gpurender.encode import Codec, check_destination
+
+BARS = [
+    (255, 255, 255),
+    (255, 255, 0),
+    (0, 255, 255),
+    (0, 255, 0),
+    (255, 0, 255),
+    (255, 0, 0),
+    (0, 0, 255),
+    (0, 0, 0),
+    (64, 64, 64),
+    (128, 128, 128),
+    (192, 192, 192),
+]
+BT709_LIMITED = (1, 1, 1, 1)  # matrix, primaries, transfer of BT.709; MPEG range
+TICK = 1 / 25
+
+
+def smooth(count: int, width: int = 64, height: int = 48) -> torch.Tensor:
+    """(count,3,H,W) uint8: soft colours that move."""
+    x, y, t = torch.arange(width), torch.arange(height)[:, None], torch.arange(count)[:, None, None]
+    waves = [torch.sin((x * (c + 1) + 4 * t) / 40 + y * (c + 2) / 60) for c in range(3)]
+    return (128 + 100 * torch.stack(waves, 1)).to(torch.uint8)
+
+
+def noise(count: int, width: int = 64, height: int = 48) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[InputContainer]:
+    with av.open(str(path)) as container:
+        yield container
+
+
+def decoded(path: Path) -> list[av.VideoFrame]:
+    with opened(path) as container:
+        return list(container.decode(video=0))
+
+
+def plane(frame: av.VideoFrame, index: int) -> np.ndarray:
+    """(H,W) float64 of one plane, as decoded, no conversion."""
+    source = frame.planes[index]
+    rows = np.frombuffer(source, np.uint8).reshape(-1, source.line_size)  # pyright: ignore
+    return rows[: source.height, : source.width].astype(float)
+
+
+def boxes(path: Path) -> list[bytes]:
+    """The names of an MP4's outermost boxes, in order."""
+    data, at, names = path.read_bytes(), 0, []
+    while at < len(data):
+        names.append(data[at + 4 : at + 8])
+        at += int.from_bytes(data[at : at + 4], "big")
+    return names
+
+
+def is_exact(picture: Path, frame: torch.Tensor) -> bool:
+    return np.array_equal(np.asarray(Image.open(picture)), frame.permute(1, 2, 0).numpy())
+
+
+# --- video -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "tag"),
+    [
+        ("h264", "a.mp4", "avc1"),
+        ("h264", "a.mov", "avc1"),
+        ("h264", "a.MKV", None),
+        ("hevc", "a.mp4", "hvc1"),
+        ("hevc", "a.mov", "hvc1"),
+        ("hevc", "a.mkv", None),
+        ("av1", "a.mp4", "av01"),
+        ("av1", "a.mkv", None),
+    ],
+)
+@pytest.mark.parametrize(("fps", "rate"), [(29.97, Fraction(30000, 1001)), (25, Fraction(25)), (20.0, Fraction(20))])
+def test_videos_are_what_was_asked_for(
+    tmp_path: Path, codec: Codec, name: str, tag: str | None, fps: float, rate: Fraction
+) -> None:
+    out = tmp_path / name
+    assert write_frames([smooth(7), smooth(5)], out, fps=fps, codec=codec) == 12
+    with opened(out) as container:
+        video = container.streams.video[0]
+        context = video.codec_context
+        assert context.name.removeprefix("lib").replace("dav1d", "av1") == codec
+        assert (video.width, video.height, context.pix_fmt) == (64, 48, "yuv420p")
+        assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == BT709_LIMITED
+        assert video.average_rate == rate
+        assert tag is None or context.codec_tag == tag
+        assert container.duration is not None
+        assert container.duration / av.time_base == pytest.approx(12 / rate, abs=0.0015)  # Matroska counts in ms
+        frames = list(container.decode(video))
+    assert len(frames) == 12
+    assert [frame.time for frame in frames] == pytest.approx([i / float(rate) for i in range(12)], abs=0.0015)
+    assert [(f.colorspace, f.color_primaries, f.color_trc, f.color_range) for f in frames] == [BT709_LIMITED] * 12
+    if tag is not None:
+        names = boxes(out)
+        assert names.index(b"moov") < names.index(b"mdat")
+
+
+@pytest.mark.parametrize(
+    ("fps", "rate"),
+    [
+        (23.976, Fraction(24000, 1001)),
+        (24000 / 1001, Fraction(24000, 1001)),
+        (59.94, Fraction(60000, 1001)),
+        (12.5, Fraction(25, 2)),
+        (29.9, Fraction(299, 10)),
+        (1, Fraction(1)),
+    ],
+)
+def test_frame_rates(tmp_path: Path, fps: float, rate: Fraction) -> None:
+    write_frames([smooth(3)], tmp_path / "a.mp4", fps=fps)
+    with opened(tmp_path / "a.mp4") as container:
+        assert container.streams.video[0].average_rate == rate
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+def test_frames_keep_their_order(tmp_path: Path, codec: Codec) -> None:
+    frames = smooth(20)
+    write_frames([frames], tmp_path / "a.mp4", fps=25, codec=codec)
+    shown = np.stack([plane(frame, 0) for frame in decoded(tmp_path / "a.mp4")])
+    asked = np.stack([luma(frame.permute(1, 2, 0).numpy()) for frame in frames])
+    distance = np.abs(shown[:, None] - asked[None]).mean((2, 3))
+    assert (distance.argmin(1) == np.arange(20)).all()
+    assert distance.diagonal().max() < 2
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    return 16 + 219 * (rgb @ [0.2126, 0.7152, 0.0722]) / 255
+
+
+def chroma(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cb and Cr, BT.709 limited."""
+    bright = rgb @ [0.2126, 0.7152, 0.0722]
+    return 128 + 224 * (rgb[..., 2] - bright) / 1.8556 / 255, 128 + 224 * (rgb[..., 0] - bright) / 1.5748 / 255
+
+
+@pytest.mark.parametrize(("codec", "quality"), [("h264", 0), ("h264", 10), ("h264", None), ("hevc", 10), ("av1", 10)])
+def test_colour_bars_are_bt709(tmp_path: Path, codec: Codec, quality: int | None) -> None:
+    bars = np.repeat(np.array(BARS, np.uint8), 16, 0)  # (176,3)
+    frames = torch.from_numpy(bars).T[None, :, None].expand(3, 3, 48, -1)
+    write_frames([frames], tmp_path / "a.mp4", fps=25, codec=codec, quality=quality)
+    for frame in decoded(tmp_path / "a.mp4"):
+        y, cb, cr = (plane(frame, index) for index in range(3))
+        expected_cb, expected_cr = chroma(np.array(BARS, float))
+        assert np.abs(y[24, 8::16] - luma(np.array(BARS, float))).max() <= 2
+        assert np.abs(cb[12, 4::8] - expected_cb).max() <= 3
+        assert np.abs(cr[12, 4::8] - expected_cr).max() <= 3
+
+
+@pytest.mark.parametrize(("width", "height"), [(65, 47), (64, 47), (65, 48)])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_odd_sizes_repeat_the_last_column_and_row(tmp_path: Path, name: str, width: int, height: int) -> None:
+    frames = smooth(3, width, height)
+    write_frames([frames], tmp_path / name, fps=25, quality=5)
+    for shown, asked in zip(decoded(tmp_path / name), frames, strict=True):
+        assert (shown.width, shown.height) == (width + width % 2, height + height % 2)
+        padded = np.pad(luma(asked.permute(1, 2, 0).numpy()), ((0, height % 2), (0, width % 2)), "edge")
+        assert np.abs(plane(shown, 0) - padded).max() <= 3
+
+
+def test_quality_is_a_trade_for_size(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    for quality in (0, 18, 51):
+        write_frames([noise(3)], tmp_path / "a.mp4", fps=25, quality=quality, overwrite=True)
+        sizes.append((tmp_path / "a.mp4").stat().st_size)
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[9], [1] * 9, [4, 4, 1], [0, 9, 0]])
+def test_batch_sizes_do_not_matter(tmp_path: Path, sizes: list[int]) -> None:
+    frames = smooth(9)
+    assert write_frames(iter(frames.split(sizes)), tmp_path / "a.mp4", fps=25) == 9
+    assert len(decoded(tmp_path / "a.mp4")) == 9
+    assert write_frames(frames.split(sizes), tmp_path / "%d.png", fps=25) == 9
+    for i, frame in enumerate(frames, 1):
+        assert is_exact(tmp_path / f"{i}.png", frame)
+
+
+def test_frames_of_any_device_and_stride(tmp_path: Path, device: torch.device) -> None:
+    frames = noise(6)
+    turned = frames.permute(0, 2, 3, 1).contiguous().to(device).permute(0, 3, 1, 2)
+    write_frames([turned[:4], turned[4:]], tmp_path / "%d.png", fps=25)
+    for i, frame in enumerate(frames, 1):
+        assert is_exact(tmp_path / f"{i}.png", frame)
+    assert write_frames([turned], tmp_path / "a.mp4", fps=25) == 6
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "frames/%05d.png", "frames/%05d.jpg"])
+@pytest.mark.parametrize("batches", [[], [smooth(0)]])
+def test_no_frames_are_refused(tmp_path: Path, name: str, batches: list[torch.Tensor]) -> None:
+    with pytest.raises(InputError, match="no frames"):
+        write_frames(batches, tmp_path / name, fps=25)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- sound -----------------------------------------------------------------------------------------------------------
+
+
+def clicks(path: Path, rate: int, channels: int, *, at: tuple[float, ...] = (0.5,), seconds: float = 1.0) -> Path:
+    """A sound with 20 ms tones at those times; where there are as many as channels, one in each.
+
+    With 5.1 or more channels they are bass tones, as one channel is a subwoofer's.
+    """
+    t = np.arange(round(seconds * rate)) / rate
+    pitch = 2 * np.pi * (1000 if channels < 6 else 100)
+    tones = [np.where((t >= start) & (t < start + 0.02), 0.5 * np.sin(pitch * (t - start)), 0) for start in at]
+    wave = np.stack(tones, 1) if len(at) == channels else np.repeat(np.sum(tones, 0)[:, None], channels, 1)
+    soundfile.write(path, wave, rate)
+    return path
+
+
+class Heard(NamedTuple):
+    rate: int
+    channels: int
+    seconds: float  # of all samples
+    loud: list[float]  # when each channel's first loud sample is heard
+
+
+def heard(path: Path) -> Heard:
+    """What a player that goes by the time stamps plays."""
+    with opened(path) as container:
+        track = container.streams.audio[0]
+        to_float = av.AudioResampler("flt", track.layout, track.rate)
+        blocks: list[np.ndarray] = []
+        times: list[np.ndarray] = []
+        for frame in container.decode(track):
+            assert frame.time is not None
+            blocks.append(to_float.resample(frame)[0].to_ndarray().reshape(-1, track.channels))
+            times.append(frame.time + np.arange(frame.samples) / frame.sample_rate)
+        samples, time = np.abs(np.concatenate(blocks)), np.concatenate(times)
+        loud = [float(time[np.argmax(channel > 0.2)]) if channel.max() > 0.2 else np.inf for channel in samples.T]
+        return Heard(track.rate, track.channels, len(samples) / track.rate, loud)
+
+
+def stream_seconds(path: Path) -> tuple[float, float]:
+    """How long the container says that the video and the sound are."""
+    with opened(path) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        assert video.duration is not None
+        assert sound.duration is not None
+        assert video.time_base is not None
+        assert sound.time_base is not None
+        return float(video.duration * video.time_base), float(sound.duration * sound.time_base)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [
+        ("a.wav", 8_000, 1),
+        ("a.wav", 16_000, 1),
+        ("a.wav", 48_000, 2),
+        ("a.mp3", 44_100, 2),
+        ("a.ogg", 22_050, 1),
+        ("a.wav", 96_000, 2),
+        ("a.flac", 48_000, 3),
+        ("a.wav", 48_000, 6),
+        ("a.flac", 48_000, 6),
+        ("a.wav", 48_000, 8),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_sound_is_kept_and_in_sync(tmp_path: Path, name: str, rate: int, channels: int, suffix: str) -> None:
+    sound, out = clicks(tmp_path / name, rate, channels), tmp_path / f"a{suffix}"
+    assert write_frames([smooth(25)], out, fps=25, sound=sound) == 25
+    assert len(decoded(out)) == 25
+    track = heard(out)
+    assert (track.rate, track.channels) == (rate, channels)
+    assert track.loud == pytest.approx([0.5] * channels, abs=0.005)
+    assert track.seconds == pytest.approx(1, abs=TICK)
+    if suffix != ".mkv":  # Matroska keeps no durations of streams
+        assert stream_seconds(out) == pytest.approx((1, 1), abs=TICK)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_channels_stay_in_their_order(tmp_path: Path, name: str) -> None:
+    at = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    write_frames([smooth(25)], tmp_path / "a.mp4", fps=25, sound=clicks(tmp_path / name, 48_000, 6, at=at))
+    assert heard(tmp_path / "a.mp4").loud == pytest.approx(at, abs=0.005)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 3.0])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_shorter_or_longer_than_the_video_is_kept_whole(tmp_path: Path, seconds: float, suffix: str) -> None:
+    sound, out = clicks(tmp_path / "a.wav", 16_000, 1, at=(seconds / 2,), seconds=seconds), tmp_path / f"a{suffix}"
+    write_frames([smooth(10), smooth(15)], out, fps=25, sound=sound)
+    assert [frame.time for frame in decoded(out)] == pytest.approx([i / 25 for i in range(25)])
+    assert heard(out).seconds == pytest.approx(seconds, abs=0.064)  # whole AAC packets of 1024
+    assert heard(out).loud == pytest.approx([seconds / 2], abs=0.005)
+    if suffix == ".mp4":
+        assert stream_seconds(out) == pytest.approx((1, seconds), abs=TICK)
+
+
+def test_sound_and_frames_are_interleaved(tmp_path: Path) -> None:
+    sound = clicks(tmp_path / "a.wav", 48_000, 2, seconds=4.0)
+    write_frames([smooth(100)], tmp_path / "a.mp4", fps=25, sound=sound)
+    latest = {"video": 0.0, "audio": 0.0}
+    with opened(tmp_path / "a.mp4") as container:
+        for packet in container.demux():
+            if packet.dts is not None:
+                latest[packet.stream.type] = float(packet.dts * packet.time_base)
+                assert abs(latest["video"] - latest["audio"]) < 1.5
+
+
+def test_a_videos_sound_is_sound(tmp_path: Path) -> None:
+    write_frames([smooth(25)], tmp_path / "a.mp4", fps=25, sound=clicks(tmp_path / "a.wav", 48_000, 2))
+    write_frames([smooth(5)], tmp_path / "b.mp4", fps=25, sound=tmp_path / "a.mp4")
+    assert heard(tmp_path / "b.mp4").loud == pytest.approx([0.5, 0.5], abs=0.005)
+
+
+def test_a_sound_that_changes_its_channels_on_the_way(tmp_path: Path) -> None:
+    parts = [clicks(tmp_path / f"{n}.mp3", 48_000, n).read_bytes() for n in (1, 2)]
+    (tmp_path / "a.mp3").write_bytes(b"".join(parts))
+    write_frames([smooth(25)], tmp_path / "a.mp4", fps=25, sound=tmp_path / "a.mp3")
+    assert heard(tmp_path / "a.mp4").loud == pytest.approx([0.5, 0.5], abs=0.005)
+    assert heard(tmp_path / "a.mp4").seconds == pytest.approx(2, abs=0.1)
+
+
+def test_sounds_that_cannot_be_used(tmp_path: Path) -> None:
+    write_frames([smooth(3)], tmp_path / "silent.mp4", fps=25)
+    (tmp_path / "garbage.wav").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    flac = clicks(tmp_path / "cut.flac", 48_000, 2).read_bytes()
+    (tmp_path / "cut.flac").write_bytes(flac[: len(flac) * 2 // 3])
+    reasons = {
+        "silent.mp4": "silent.mp4 has no sound track",
+        "garbage.wav": "garbage.wav is not sound that can be decoded",
+        "empty.wav": "empty.wav is not sound that can be decoded",
+        "absent.wav": "no such sound file",
+        "cut.flac": "cut.flac: the sound breaks off",
+    }
+    before = sorted(tmp_path.iterdir())
+    for name, words in reasons.items():
+        with pytest.raises(InputError, match=words):
+            write_frames([smooth(30)], tmp_path / "a.mp4", fps=25, sound=tmp_path / name)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (65, 47)])
+def test_png_pictures_are_exact_and_numbered_from_1(tmp_path: Path, width: int, height: int) -> None:
+    frames = noise(12, width, height)
+    assert write_frames([frames[:5], frames[5:]], tmp_path / "frames" / "%05d.png", fps=25) == 12
+    files = sorted((tmp_path / "frames").iterdir())
+    assert [file.name for file in files] == [f"{i:05d}.png" for i in range(1, 13)]
+    for file, frame in zip(files, frames, strict=True):
+        with Image.open(file) as picture:
+            assert (picture.format, picture.mode) == ("PNG", "RGB")
+        assert is_exact(file, frame)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (65, 47)])
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG"])
+def test_jpeg_pictures_are_close(tmp_path: Path, suffix: str, width: int, height: int) -> None:
+    frames = smooth(5, width, height)
+    assert write_frames([frames], tmp_path / f"x%d.{suffix}", fps=25) == 5
+    for i, frame in enumerate(frames, 1):
+        with Image.open(tmp_path / f"x{i}.{suffix}") as picture:
+            assert (picture.format, picture.size) == ("JPEG", (width, height))
+            error = np.asarray(picture, float) - frame.permute(1, 2, 0).numpy()
+        assert 10 * np.log10(255**2 / (error**2).mean()) > 35
+
+
+def test_jpeg_colours_are_jfifs(tmp_path: Path) -> None:
+    """Full-range BT.601, which is what every reader of JPEG takes it for."""
+    frames = torch.from_numpy(np.repeat(np.array(BARS, np.uint8), 16, 0)).T[None, :, None].expand(1, 3, 48, -1)
+    write_frames([frames], tmp_path / "%d.jpg", fps=25)
+    middles = np.asarray(Image.open(tmp_path / "1.jpg"), int)[24, 8::16]
+    assert np.abs(middles - BARS).max() <= 4
+
+
+def test_jpeg_quality_is_a_trade_for_size(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    for quality in (2, 10, 31):
+        write_frames([noise(1)], tmp_path / "%d.jpg", fps=25, quality=quality, overwrite=True)
+        sizes.append((tmp_path / "1.jpg").stat().st_size)
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_existing_pictures_are_kept_without_overwrite(tmp_path: Path) -> None:
+    out = tmp_path / "%03d.png"
+    (tmp_path / "003.png").write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"003\.png exists; give --overwrite"):
+        check_destination(out, frames=5, codec="h264", quality=None, overwrite=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OutputError, match=r"003\.png exists.*first 2 pictures are complete"):
+        write_frames([noise(5)], out, fps=25)
+    assert (tmp_path / "003.png").read_bytes() == b"old"
+    check_destination(out, frames=5, codec="h264", quality=None, overwrite=True)
+    assert write_frames([noise(5)], out, fps=25, overwrite=True) == 5
+    assert is_exact(tmp_path / "003.png", noise(5)[2])
+
+
+def test_the_pictures_directory_goes_if_nothing_came(tmp_path: Path) -> None:
+    def failing() -> Iterator[torch.Tensor]:
+        raise RuntimeError("no first frame")
+        yield
+
+    with pytest.raises(RuntimeError, match="no first frame"):
+        write_frames(failing(), tmp_path / "made" / "%d.png", fps=25)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RuntimeError, match="no first frame"):
+        write_frames(failing(), tmp_path / "there" / "%d.png", fps=25)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_pictures_that_are_there_after_a_failure_are_complete(tmp_path: Path) -> None:
+    frames = noise(20)
+
+    def failing() -> Iterator[torch.Tensor]:
+        yield frames
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_frames(failing(), tmp_path / "%d.png", fps=25)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"{i}.png" for i in range(1, len(names) + 1)}
+    for i in range(len(names)):
+        assert is_exact(tmp_path / f"{i + 1}.png", frames[i])
+
+
+# --- names and numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.avi", r"the output is a video \(.mp4, .mov, .mkv\) or pictures"),
+        ("x", "the output is a video"),
+        ("x.png", "the output is a video .*or pictures such as"),
+        ("frames/%s.png", "numbered pictures are named like"),
+        ("frames/%d_%d.png", "numbered pictures are named like"),
+        ("frames/%d%%.png", "numbered pictures are named like"),
+        ("frames/%.png", "numbered pictures are named like"),
+        ("frames/%05d.mp4", "numbered pictures are named like"),
+        ("frames/%05d", "numbered pictures are named like"),
+    ],
+)
+def test_names_that_are_refused(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_destination(tmp_path / name, frames=3, codec="h264", quality=None, overwrite=True)
+    with pytest.raises(InputError, match=words):
+        write_frames([smooth(3)], tmp_path / name, fps=25)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_av1_in_mov_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"AV1 does not go into \.mov; give \.mp4 or \.mkv"):
+        write_frames([smooth(3)], tmp_path / "a.mov", fps=25, codec="av1")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "quality", "words"),
+    [
+        ("a.mp4", "h264", -1, r"quality -1 is not within 0 \(best\) to 51, as h264"),
+        ("a.mp4", "h264", 52, r"0 \(best\) to 51"),
+        ("a.mp4", "hevc", 52, r"0 \(best\) to 51, as hevc"),
+        ("a.mp4", "av1", 0, r"1 \(best\) to 63"),
+        ("a.mp4", "av1", 64, r"1 \(best\) to 63"),
+        ("%d.jpg", "h264", 1, r"2 \(best\) to 31, as .jpg"),
+        ("%d.jpg", "h264", 32, r"2 \(best\) to 31"),
+        ("%d.png", "h264", 10, "PNG pictures are exact"),
+    ],
+)
+def test_qualities_that_are_refused(tmp_path: Path, name: str, codec: str, quality: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        write_frames([smooth(3)], tmp_path / name, fps=25, codec=cast(Codec, codec), quality=quality)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("codec", "qualities"), [("h264", (0, 51)), ("hevc", (0, 51)), ("av1", (1, 63))])
+def test_qualities_at_the_ends(tmp_path: Path, codec: Codec, qualities: tuple[int, int]) -> None:
+    for quality in qualities:
+        assert write_frames([smooth(3)], tmp_path / f"{quality}.mp4", fps=25, codec=codec, quality=quality) == 3
+        assert len(decoded(tmp_path / f"{quality}.mp4")) == 3
+
+
+@pytest.mark.parametrize("fps", [0, -25, float("nan"), float("inf"), 1e-9])
+@pytest.mark.parametrize("name", ["a.mp4", "%d.png"])
+def test_frame_rates_that_are_refused(tmp_path: Path, name: str, fps: float) -> None:
+    with pytest.raises(InputError, match="frames a second is not within"):
+        write_frames([smooth(3)], tmp_path / name, fps=fps)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "there.mp4").write_bytes(b"old")
+    (tmp_path / "directory.mp4").mkdir()
+    (tmp_path / "dangling.mp4").symlink_to("nowhere")
+    reasons = {
+        "missing/a.mp4": "missing is not a directory",
+        "missing/too/%d.png": "missing is not a directory",
+        "there.mp4/a.mp4": "there.mp4 is not a directory",
+        "there.mp4/%d.png": "there.mp4 is not a directory",
+        "there.mp4": "there.mp4 exists; give --overwrite",
+        "dangling.mp4": "dangling.mp4 exists; give --overwrite",
+        "directory.mp4": "directory.mp4 is a directory; give a file name in it",
+    }
+    for name, words in reasons.items():
+        with pytest.raises(OutputError, match=words):
+            check_destination(tmp_path / name, frames=3, codec="h264", quality=None, overwrite=False)
+        with pytest.raises(OutputError, match=words):
+            write_frames([smooth(3)], tmp_path / name, fps=25)
+    assert (tmp_path / "there.mp4").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling.mp4", "directory.mp4", "there.mp4"]
+
+
+def test_an_old_video_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    out = tmp_path / "a.mp4"
+    out.write_bytes(b"old")
+
+    def batches(fail: bool) -> Iterator[torch.Tensor]:
+        yield noise(200)
+        assert out.read_bytes() == b"old"
+        if fail:
+            raise RuntimeError("no more")
+        yield noise(2)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_frames(batches(fail=True), out, fps=25, overwrite=True)
+    assert out.read_bytes() == b"old"
+    assert write_frames(batches(fail=False), out, fps=25, overwrite=True) == 202
+    assert len(decoded(out)) == 202
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
