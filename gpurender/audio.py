@@ -5,8 +5,9 @@ sound -> 16 kHz mono -> mel (T,80) -> audio encoder -> one feature a frame -> wi
 
 import json
 from collections.abc import Callable, Iterator
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
+from tokenize import TokenError
 
 import av
 import av.error
@@ -106,15 +107,17 @@ def load_features(
         device: where windows are computed and returned.
 
     Raises:
-        InputError: nothing usable is at `path`, or its shape or values are wrong.
+        InputError: nothing usable is at `path`, its shape or values are wrong, or `fps` is no rate.
     """
     path = Path(path)
     device = torch.device(device)
+    if fps is not None and not (isfinite(fps) and fps > 0):
+        raise InputError(f"{fps} frames a second cannot be rendered; give a number above 0.")
     if not path.exists():
         raise InputError(f"{path}: there is no such sound or feature file.")
     if path.is_dir():
         raise InputError(f"{path} is a directory; give a sound or feature file.")
-    if path.suffix in FEATURE_FILES:
+    if path.suffix.lower() in FEATURE_FILES:
         return _stored_features(path, fps, device)
     if encoder is None:
         raise InputError(f"{path} is sound, which needs an audio encoder: give --audio-encoder (.onnx or .pth).")
@@ -125,7 +128,7 @@ def load_features(
 
 
 def _stored_features(path: Path, fps: float | None, device: torch.device) -> Features:
-    array = _read_npy(path) if path.suffix == ".npy" else _read_bin(path)
+    array = _read_npy(path) if path.suffix.lower() == ".npy" else _read_bin(path)
     mode, windows_ready = _recognise(path, array.shape)
     if not windows_ready:
         array = array.reshape(len(array), -1)
@@ -150,11 +153,11 @@ def _stored_features(path: Path, fps: float | None, device: torch.device) -> Fea
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # neither unpickles nor opens .npz, as np.load may
+    except (ValueError, EOFError, OSError, TokenError) as error:
         raise InputError(f"{path} is not a NumPy array file ({error}).") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise InputError(f"{path} does not hold one array of numbers.")
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{path} does not hold real numbers, but {array.dtype}.")
     return array
 
 
@@ -165,7 +168,7 @@ def _read_bin(path: Path) -> np.ndarray:
     try:
         shape = json.loads(header.read_text())["shape"]
         shape = tuple(int(n) for n in shape)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise InputError(f'{header} does not give a shape, such as {{"shape": [80, 512]}}.') from None
     size = path.stat().st_size
     if not shape or min(shape) < 1 or prod(shape) * 4 != size:
@@ -236,7 +239,7 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
     """
     with open_sound(path) as container:
         stream = container.streams.audio[0]
-        to_float = av.AudioResampler(format="fltp")
+        to_float = av.AudioResampler(format="flt")  # interleaved: PyAV reads planes of 8 channels and more wrongly
         resample: soxr.ResampleStream | None = None
         rate = 0
         total = 0
@@ -248,7 +251,10 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
                 elif frame.sample_rate != rate:
                     raise InputError(f"{path}: the sound changes its sample rate; convert it to one rate first.")
                 for converted in to_float.resample(frame):
-                    mono = converted.to_ndarray().mean(0, dtype=np.float32)
+                    channels = converted.layout.nb_channels
+                    mono = converted.to_ndarray().reshape(-1, channels).mean(1, dtype=np.float32)
+                    if not np.isfinite(mono).all():
+                        raise InputError(f"{path}: the sound holds NaN or infinity after {total / rate:.2f} s.")
                     total += len(mono)
                     yield resample.resample_chunk(mono)
         except av.error.FFmpegError as error:
@@ -262,7 +268,7 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
 def open_sound(path: str | Path) -> InputContainer:
     """Open a file that has a sound track."""
     try:
-        container = av.open(str(path))
+        container = av.open(str(Path(path).absolute()))  # absolute: FFmpeg would take `a:b.wav` for a protocol a
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such sound file.") from None
     except av.error.FFmpegError as error:
@@ -274,7 +280,7 @@ def open_sound(path: str | Path) -> InputContainer:
 
 
 def mel_blocks(samples: Iterator[np.ndarray], device: torch.device, block_rows: int = 2400) -> Iterator[Tensor]:
-    """Blocks of mel rows (≤ block_rows, 80) float32 in -4..4 on the device, from blocks of 16 kHz samples.
+    """Blocks of mel rows (≤ block_rows + 1, 80) float32 in -4..4 on the device, from blocks of 16 kHz samples.
 
     Wav2Lip's front end, as SyncTalk_2D uses it: pre-emphasis 0.97, STFT 800/200 with a periodic Hann window, centred
     with zeros, magnitude, 80 Slaney bands, decibels scaled to ±4. T = 1 + samples // 200 rows in all.
@@ -282,7 +288,8 @@ def mel_blocks(samples: Iterator[np.ndarray], device: torch.device, block_rows: 
     window = torch.hann_window(N_FFT, device=device)
     filters = mel_filters().to(device)
     need = (block_rows - 1) * HOP + N_FFT
-    pending = np.zeros(N_FFT // 2, np.float32)  # the centring zeros
+    parts = [np.zeros(N_FFT // 2, np.float32)]  # the centring zeros; joined when there is a block of them
+    held = N_FFT // 2
     previous = np.float32(0)
 
     def rows(signal: np.ndarray) -> Tensor:
@@ -297,11 +304,16 @@ def mel_blocks(samples: Iterator[np.ndarray], device: torch.device, block_rows: 
             continue
         before = np.concatenate([[previous], block[:-1]])
         previous = block[-1]
-        pending = np.concatenate([pending, block - np.float32(0.97) * before])
+        parts.append(block - np.float32(0.97) * before)
+        held += len(block)
+        if held < need:
+            continue
+        pending = np.concatenate(parts)
         while len(pending) >= need:
             yield rows(pending[:need])
             pending = pending[block_rows * HOP :]
-    yield rows(np.concatenate([pending, np.zeros(N_FFT // 2, np.float32)]))
+        parts, held = [pending], len(pending)
+    yield rows(np.concatenate([*parts, np.zeros(N_FFT // 2, np.float32)]))
 
 
 def mel_filters() -> Tensor:

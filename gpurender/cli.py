@@ -1,6 +1,7 @@
 """The command line: parses, calls the library, prints."""
 
 import ctypes
+import os
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ class Commands(click.Group):
 
         signal.signal(signal.SIGTERM, terminated)
         share_memory_arenas()
+        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 would write its settings to the terminal
         try:
             return super().invoke(ctx)
         except (InputError, DeviceError, OutputError) as error:

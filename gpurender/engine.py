@@ -33,7 +33,7 @@ class Engine(Protocol):
         name: the runtime.
         precision: the type that it computes in, `fp32`, `fp16` or `bf16`.
         measured_psnr_db: of types against fp32, the worst frame of the probe; empty where none was measured.
-        mode: the kind of audio features it takes; None where the network does not tell `ave` from `hubert`.
+        mode: the kind of audio features it takes.
         device: where its inputs and outputs are.
         batch: the batch that suits it.
     """
@@ -41,7 +41,7 @@ class Engine(Protocol):
     name: str
     precision: str
     measured_psnr_db: dict[str, float]
-    mode: Mode | None
+    mode: Mode
     device: torch.device
     batch: int
 
@@ -166,7 +166,7 @@ class TorchEngine:
     def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
         self.precision = precision
         self.measured_psnr_db: dict[str, float] = {}
-        self.mode: Mode | None = network.mode
+        self.mode: Mode = network.mode
         self.device = device
         self.batch = 16 if device.type == "cuda" else 1  # on a CPU a batch only leaves the cache
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -186,14 +186,16 @@ class TorchEngine:
             return self._network.decode(face, tuple(levels), audio.to(self._dtype)).float()
 
 
-def load_audio_engine(path: str | Path, device: torch.device) -> AudioEncoderLike:
+def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> AudioEncoderLike:
     """The audio encoder as a function of (B,1,80,16) mel windows: torch on the device for a `.pth` checkpoint, OpenVINO
     on the CPU for `.onnx` (what goes in and out is small: 5 KB and 2 KB a frame).
 
     Raises:
         InputError: the file is no audio encoder.
+        DeviceError: there is no such device here.
     """
     path = Path(path)
+    device = resolve_device(device)
     if not path.is_file():
         raise InputError(f"{path}: there is no such audio encoder.")
     if path.suffix == ".pth":

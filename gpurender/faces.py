@@ -29,7 +29,8 @@ class Faces:
         new = {i: k for k, i in enumerate(shown) if i not in self._kept}
         made: dict[int, tuple[Tensor, Encoded]] = {}
         if new:
-            crops = crop_faces(frames[list(new.values())], self._template.rects[list(new)])
+            pixels = torch.stack([frames[k] for k in new.values()])  # indexing with a list would wait for a GPU
+            crops = crop_faces(pixels, self._template.rects[list(new)])
             encoded = self._engine.encode(face_input(crops))
             made = dict(zip(new, zip(crops, encoded, strict=True), strict=True))
         for i, (crop, encoding) in made.items():

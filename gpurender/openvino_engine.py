@@ -36,7 +36,7 @@ class OpenVinoEngine:
     def __init__(self, network: "OnnxNetwork", precision: str) -> None:
         self.precision = precision
         self.measured_psnr_db: dict[str, float] = {}
-        self.mode: Mode | None = network.mode
+        self.mode: Mode = network.mode
         self.device = torch.device("cpu")
         # The encoder works now and then, with all cores on one frame: that takes less memory.
         self._encoder = Requests(network.encoder, precision, "LATENCY") if network.encoder else None

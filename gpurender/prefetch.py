@@ -9,13 +9,14 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T]:
-    """Yield `items` as they are, computed by a thread up to `depth` ahead.
+    """Yield `items` as they are, computed by a thread: up to `depth` wait while it is at one more.
 
     An error in `items` is raised here, where it would have been without the thread. When the caller stops early, the
     thread stops after the item that it is at.
     """
     ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
+    iterator = iter(items)
 
     def put(more: bool, value: T | BaseException | None) -> bool:
         while not stopped.is_set():
@@ -27,11 +28,11 @@ def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T]:
         return False
 
     def work() -> None:
-        iterator = iter(items)
         try:
             for item in iterator:
                 if not put(True, item):
                     return
+                del item  # as below: it belongs to the caller now
             put(False, None)
         except BaseException as error:  # handed over, raised by the caller
             put(False, error)

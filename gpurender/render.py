@@ -174,7 +174,7 @@ def make(
     frame_order(len(person), range(1), order, start_frame)
     network = Path(model) if model is not None else find_network(template)
     encoder = None
-    if audio.suffix not in FEATURE_FILES:
+    if audio.suffix.lower() not in FEATURE_FILES:
         encoder = load_audio_engine(audio_encoder or find_audio_encoder(template), place)
     progress.stage(f"reading {audio.name}")
     features = load_features(audio, encoder=encoder, fps=fps, device=place)

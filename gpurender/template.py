@@ -17,6 +17,7 @@ from .errors import InputError
 Order = Literal["bounce", "loop", "mirror"]
 CPU_MEMORY_BUDGET = 512 * 2**20
 PICTURES = (".jpg", ".jpeg", ".png")
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
 ORIENTATION = 0x0112  # Exif tag; OpenCV turns pictures by it as it reads them, and so do we
 
 
@@ -222,9 +223,10 @@ def check_sizes(frames: list[Path], masks: list[Path]) -> tuple[int, int]:
 def picture_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as picture:
-            turned = picture.getexif().get(ORIENTATION, 1) >= 5
+            exif = Image.Image.getexif(picture)  # a PNG's own getexif decodes all of the picture
+            turned = exif.get(ORIENTATION, 1) >= 5
             width, height = picture.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         reason = "not a JPEG or PNG picture" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{file} cannot be read ({reason}).") from None
     return (height, width) if turned else (width, height)
@@ -235,7 +237,7 @@ def read_picture(file: Path) -> Tensor:
     try:
         with Image.open(file) as picture:
             pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{file} is corrupt or truncated ({error}).") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -265,7 +267,7 @@ def face_rect(file: Path) -> Rect:
         if not line.strip():
             continue
         try:
-            x, y = (int(float(value)) for value in line.split())  # cut, not rounded, as the reference does
+            x, y = (int(np.float32(value)) for value in line.split())  # read as float32 and cut, as the reference does
         except (ValueError, OverflowError):
             raise InputError(f"{file}, line {number}: {line.strip()[:40]!r} is not a point `x y`.") from None
         points.append((x, y))

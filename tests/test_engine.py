@@ -44,7 +44,7 @@ def test_onnx_runtime_draws_the_same(seeded_onnx: Path) -> None:
     session = onnxruntime.InferenceSession(seeded_onnx, providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"input": faces.numpy(), "audio": audio.numpy()})
     picture = predict(load_engine(seeded_onnx, device="cpu", precision="fp32"), faces, audio)
-    np.testing.assert_allclose(picture, expected, atol=2e-4)
+    np.testing.assert_allclose(picture, np.asarray(expected), atol=2e-4)
 
 
 def test_halves_and_tiles_change_nothing(seeded_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_plain_and_wrapped_checkpoints_load(tmp_path: Path, wrapper: str | None)
     torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, tmp_path / "a.pth")
     network = load_unet(tmp_path / "a.pth")
     assert not network.training
-    assert torch.equal(network.outc.conv.bias, weights["module.outc.conv.bias"])
+    assert torch.equal(network.state_dict()["outc.conv.bias"], weights["module.outc.conv.bias"])
 
 
 @pytest.mark.parametrize("mode", MODES)

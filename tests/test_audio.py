@@ -1,0 +1,597 @@
+import itertools
+import json
+import os
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tones
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import lfilter
+
+from gpurender import Features, InputError, load_audio_encoder, load_features
+from gpurender.audio import decode_sound, mel_blocks, mel_filters, mel_starts
+from gpurender.network import FRAME_RATES, WINDOW_SHAPES, Mode
+
+CPU = torch.device("cpu")
+FEATURE_SHAPES: dict[Mode, tuple[int, ...]] = {"ave": (512,), "hubert": (2, 1024), "wenet": (16, 512)}
+
+
+# --- independent re-statements ---------------------------------------------------------------------------------------
+
+
+def librosa_mel(wave: np.ndarray) -> np.ndarray:
+    """(T,80): the reference's front end, of librosa and SciPy."""
+    emphasised = np.asarray(lfilter([1, -0.97], [1], wave), np.float32)
+    spectrum = np.abs(librosa.stft(emphasised, n_fft=800, hop_length=200, window="hann", pad_mode="constant"))
+    bands = librosa.filters.mel(sr=16000, n_fft=800, n_mels=80, fmin=55, fmax=7600) @ spectrum
+    level = 20 * np.log10(np.maximum(1e-5, bands)) - 20
+    return np.clip(8 * (level + 100) / 100 - 4, -4, 4).T
+
+
+def naive_windows(features: np.ndarray) -> np.ndarray:
+    """(N,16,D): features [i-8, i+8) of every i, zeros outside."""
+    windows = np.zeros((len(features), 16, features[0].size), np.float32)
+    for i in range(len(features)):
+        for k in range(16):
+            if 0 <= i - 8 + k < len(features):
+                windows[i, k] = features[i - 8 + k].ravel()
+    return windows
+
+
+def naive_starts(mel_rows: int, fps: float) -> list[int]:
+    count = int((mel_rows - 16) / 80 * fps) + 2
+    return [min(int(80 * (i / fps)), mel_rows - 16) for i in range(count)]
+
+
+def corner(mel: torch.Tensor) -> torch.Tensor:
+    """An audio encoder that is quick and exact: the first 512 numbers of each window."""
+    return mel.flatten(1)[:, :512]
+
+
+def corners(mel: np.ndarray, fps: float = 25) -> np.ndarray:
+    """What `corner` must hear: a feature a frame, the first and the last twice."""
+    features = [mel[start : start + 16].T.ravel()[:512] for start in naive_starts(len(mel), fps)]
+    return np.stack([features[0], *features, features[-1]])
+
+
+def heard(features: Features) -> np.ndarray:
+    """(N,512): the feature at each frame, the ninth of its window."""
+    return features.windows(0, len(features)).reshape(len(features), 16, -1)[:, 8].cpu().numpy()
+
+
+def samples_of(path: Path) -> np.ndarray:
+    return np.concatenate(list(decode_sound(path)))
+
+
+def mel_of(samples: np.ndarray, cuts: tuple[int, ...] = (), block_rows: int = 2400) -> np.ndarray:
+    blocks = np.split(samples.astype(np.float32), sorted(cuts))
+    return torch.cat(list(mel_blocks(iter(blocks), CPU, block_rows))).numpy()
+
+
+def noise(count: int, level: float = 0.3) -> np.ndarray:
+    return np.random.default_rng(count).uniform(-level, level, count).astype(np.float32)
+
+
+# --- mel -------------------------------------------------------------------------------------------------------------
+
+
+def test_mel_is_the_golden_one(shared: Path, device: torch.device) -> None:
+    golden = np.load(shared / "golden" / "speech.npz")["mel"]
+    mel = torch.cat(list(mel_blocks(decode_sound(shared / "sample" / "speech.wav"), device)))
+    assert mel.device.type == device.type
+    np.testing.assert_allclose(mel.cpu().numpy(), golden, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:n_fft=800 is too large")
+@pytest.mark.parametrize(
+    "wave",
+    [
+        tones(1.3, 16000)[:, 0],
+        noise(20_001),
+        noise(16_000, 1e-4),
+        np.zeros(3210, np.float32),
+        np.sign(tones(0.5, 16000)[:, 0]),
+        np.eye(1, 4000, 1999, dtype=np.float32)[0],
+        noise(1),
+        noise(199),
+        noise(200),
+        noise(401),
+    ],
+    ids=["tones", "noise", "faint", "silence", "clipped", "click", "1", "199", "200", "401"],
+)
+def test_mel_is_librosas(wave: np.ndarray) -> None:
+    padded = np.pad(wave, (0, 0))
+    np.testing.assert_allclose(mel_of(wave), librosa_mel(padded), atol=1e-3)
+
+
+def test_mel_filters_are_librosas() -> None:
+    oracle = librosa.filters.mel(sr=16000, n_fft=800, n_mels=80, fmin=55, fmax=7600)
+    np.testing.assert_allclose(mel_filters().numpy(), oracle, atol=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 5000), st.lists(st.integers(0, 5000), max_size=6), st.integers(1, 30))
+def test_mel_does_not_depend_on_how_samples_are_cut(count: int, cuts: list[int], block_rows: int) -> None:
+    wave = noise(count)
+    blockwise = mel_of(wave, tuple(min(cut, count) for cut in cuts), block_rows)
+    assert blockwise.shape == (1 + count // 200, 80)
+    np.testing.assert_allclose(blockwise, mel_of(wave), atol=1e-5)
+
+
+def test_mel_blocks_are_bounded() -> None:
+    blocks = list(mel_blocks(iter([noise(20_399)]), CPU, 10))
+    assert {len(block) for block in blocks[:-1]} == {10}
+    assert len(blocks[-1]) <= 11
+
+
+def test_ten_minutes_need_little_memory() -> None:
+    wave = noise(1024)
+    tracemalloc.start()
+    try:
+        rows = sum(len(block) for block in mel_blocks(itertools.repeat(wave, 9375), CPU))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows == 1 + 10 * 60 * 80
+    assert peak < 30e6
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("channels", [1, 2, 6, 8])
+def test_mixing_and_resampling_are_librosas(tmp_path: Path, rate: int, channels: int) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(0.7, rate, channels), rate, subtype="FLOAT")
+    oracle, _ = librosa.load(tmp_path / "a.wav", sr=16000, res_type="soxr_hq")
+    samples = samples_of(tmp_path / "a.wav")
+    assert samples.dtype == np.float32
+    assert abs(len(samples) - len(oracle)) <= 1
+    shorter = min(len(samples), len(oracle))
+    np.testing.assert_allclose(samples[:shorter], oracle[:shorter], atol=2e-6)
+
+
+def write_with_av(path: Path, wave: np.ndarray | None, rate: int = 44100, pictures: int = 0) -> None:
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("mpeg4", 25) if pictures else None
+        audio = out.add_stream("aac", rate, layout="mono") if wave is not None else None
+        if video is not None:
+            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+            for _ in range(pictures):
+                out.mux(video.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8), "rgb24")))
+            out.mux(video.encode())
+        if audio is not None and wave is not None:
+            frame = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
+            frame.sample_rate, frame.pts = rate, 0
+            out.mux(audio.encode(frame))
+            out.mux(audio.encode())
+
+
+LOSSLESS = {"int16.wav": "PCM_16", "int24.wav": "PCM_24", "float32.wav": "FLOAT", "uint8.wav": "PCM_U8", "a.flac": None}
+COMPRESSED = ["a.ogg", "a.mp3", "a.m4a", "video.mp4", "video.mkv"]
+
+
+@pytest.mark.parametrize("name", [*LOSSLESS, *COMPRESSED])
+def test_formats_sound_alike(tmp_path: Path, name: str) -> None:
+    wave = tones(1.5, 44100)[:, 0]
+    soundfile.write(tmp_path / "reference.wav", wave, 44100, subtype="FLOAT")
+    if name.endswith((".m4a", ".mp4", ".mkv")):
+        write_with_av(tmp_path / name, wave, pictures=0 if name.endswith(".m4a") else 5)
+    else:
+        soundfile.write(tmp_path / name, wave, 44100, subtype=LOSSLESS.get(name))
+    reference = load_features(tmp_path / "reference.wav", encoder=corner)
+    features = load_features(tmp_path / name, encoder=corner)
+    assert abs(len(features) - len(reference)) <= 1
+    assert features.sound == features.source == tmp_path / name
+    original, decoded = samples_of(tmp_path / "reference.wav"), samples_of(tmp_path / name)
+    shorter = min(len(original), len(decoded))
+    error = np.sqrt(np.mean((original[:shorter] - decoded[:shorter]) ** 2))
+    assert error < (0.005 if name in LOSSLESS else 0.05)  # of tones of 0.25
+
+
+def test_blocks_of_decoded_sound_are_small(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(20, 16000), 16000)
+    assert max(len(block) for block in decode_sound(tmp_path / "a.wav")) < 16000
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "take:1.wav", tones(0.5, 16000), 16000)
+    monkeypatch.chdir(tmp_path)
+    assert len(load_features("take:1.wav", encoder=corner)) == 11
+
+
+def test_joined_mono_and_stereo_mp3_plays_on(tmp_path: Path) -> None:
+    for channels in (1, 2):
+        soundfile.write(tmp_path / f"{channels}.mp3", tones(1, 16000, channels), 16000)
+    joined = tmp_path / "joined.mp3"
+    joined.write_bytes(b"".join((tmp_path / f"{channels}.mp3").read_bytes() for channels in (1, 2)))
+    assert len(samples_of(joined)) == pytest.approx(32000, abs=3000)
+
+
+# --- features of sound -----------------------------------------------------------------------------------------------
+
+
+def test_golden_features_and_windows(shared: Path, seeded_encoder: Path, device: torch.device) -> None:
+    golden = np.load(shared / "golden" / "speech.npz")
+    tolerance = 1e-4 * np.ptp(golden["features"])
+    encoder = load_audio_encoder(seeded_encoder).to(device)
+    features = load_features(shared / "sample" / "speech.wav", encoder=encoder, device=device)
+    assert (features.mode, features.fps, len(features)) == ("ave", 25, len(golden["features"]))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        np.testing.assert_allclose(heard(features), golden["features"], atol=tolerance)
+        for i, window in zip(golden["window_index"], golden["windows"], strict=True):
+            ours = features.windows(int(i), int(i) + 1)
+            assert ours.shape == (1, 32, 16, 16)
+            assert ours.device.type == device.type
+            np.testing.assert_allclose(ours[0].reshape(16, 512).cpu().numpy(), window, atol=tolerance)
+
+
+@pytest.mark.parametrize("fps", [None, 12, 20, 25, 29.97, 30, 60])
+def test_features_follow_the_formula(tmp_path: Path, fps: float | None) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(39_000), 16000, subtype="FLOAT")
+    features = load_features(tmp_path / "a.wav", encoder=corner, fps=fps)
+    expected = corners(mel_of(noise(39_000)), fps or 25)
+    assert features.fps == (fps or 25)
+    assert len(features) == len(expected)
+    np.testing.assert_allclose(heard(features), expected, atol=1e-5)
+    windows = features.windows(0, len(features)).reshape(len(features), 16, 512)
+    np.testing.assert_allclose(windows, naive_windows(expected), atol=1e-5)
+
+
+@given(st.integers(16, 5000), st.sampled_from([20, 24, 25, 29.97, 30, 50, 60]))
+def test_window_starts_follow_the_formula(mel_rows: int, fps: float) -> None:
+    assert mel_starts(mel_rows, fps).tolist() == naive_starts(mel_rows, fps)
+
+
+@pytest.mark.parametrize("count", [1, 2, 50, 800, 3040, 3199, 3200, 3360, 4000])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_short_sounds_give_frames(tmp_path: Path, count: int, rate: int) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(count), rate)
+    features = load_features(tmp_path / "a.wav", encoder=corner)
+    windows = features.windows(0, len(features))
+    assert len(features) >= 4
+    assert windows.shape == (len(features), 32, 16, 16)
+    assert windows.isfinite().all()
+
+
+def test_sound_shorter_than_a_window_goes_on_in_silence(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(800), 16000, subtype="FLOAT")
+    mel = np.full((16, 80), -4, np.float32)
+    mel[:5] = mel_of(noise(800))
+    features = load_features(tmp_path / "a.wav", encoder=corner)
+    np.testing.assert_allclose(heard(features), corners(mel), atol=1e-5)
+
+
+def test_silence_is_sound(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    assert (heard(load_features(tmp_path / "a.wav", encoder=corner)) == -4).all()
+
+
+class CountingEncoder:
+    def __init__(self) -> None:
+        self.windows = 0
+
+    def __call__(self, mel: torch.Tensor) -> torch.Tensor:
+        assert mel.shape[1:] == (1, 80, 16)
+        assert mel.dtype == torch.float32
+        assert mel.is_contiguous()
+        self.windows += len(mel)
+        return corner(mel)
+
+
+@pytest.fixture(scope="module")
+def long_sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sounds") / "long.wav"
+    soundfile.write(path, noise(8 * 16000), 16000)  # 4 chunks of features
+    return path
+
+
+def test_every_feature_is_computed_once_in_order(long_sound: Path) -> None:
+    encoder = CountingEncoder()
+    features = load_features(long_sound, encoder=encoder)
+    assert encoder.windows == 0
+    for start in range(0, len(features), 16):
+        features.windows(start, min(start + 16, len(features)))
+    assert encoder.windows == len(features) - 2
+
+
+def test_features_far_back_are_forgotten(long_sound: Path) -> None:
+    encoder = CountingEncoder()
+    features = load_features(long_sound, encoder=encoder)
+    for i in (0, 100, 190):
+        features.windows(i, i + 1)
+    before = encoder.windows
+    features.windows(0, 1)
+    assert encoder.windows > before
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+def test_any_order_of_reading_gives_the_same_windows(long_sound: Path, data: st.DataObject) -> None:
+    features = load_features(long_sound, encoder=corner)
+    expected = naive_windows(corners(mel_of(samples_of(long_sound))))
+    for _ in range(8):
+        start = data.draw(st.integers(0, len(features) - 1))
+        stop = data.draw(st.integers(start + 1, len(features)))
+        windows = features.windows(start, stop).reshape(-1, 16, 512)
+        np.testing.assert_allclose(windows, expected[start:stop], atol=1e-5)
+
+
+@pytest.mark.parametrize("encoded", [63, 64, 65, 127, 128, 129])
+def test_chunks_end_anywhere(tmp_path: Path, encoded: int) -> None:
+    wave = noise(200 * (16 + -(-(encoded - 2) * 80 // 25)))
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    features = load_features(tmp_path / "a.wav", encoder=corner)
+    assert len(features) == encoded + 2
+    expected = naive_windows(corners(mel_of(wave)))
+    for i in range(len(features)):
+        np.testing.assert_allclose(features.windows(i, i + 1).reshape(16, 512), expected[i], atol=1e-5)
+
+
+# --- feature files ---------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for tests of many examples."""
+    return tmp_path_factory.mktemp("features")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.data())
+def test_windows_are_the_rules(place: Path, count: int, data: st.DataObject) -> None:
+    array = np.random.default_rng(count).standard_normal((count, 512)).astype(np.float32)
+    features = load_features(save(place / "ave.npy", array))
+    start = data.draw(st.integers(0, count - 1))
+    stop = data.draw(st.integers(start + 1, count))
+    windows = features.windows(start, stop)
+    assert windows.shape == (stop - start, 32, 16, 16)
+    np.testing.assert_array_equal(windows.reshape(-1, 16, 512), naive_windows(array)[start:stop])
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 20])
+@pytest.mark.parametrize("mode", FEATURE_SHAPES)
+@pytest.mark.parametrize("flat", [False, True], ids=["axes", "flat"])
+def test_features_of_every_mode(tmp_path: Path, mode: Mode, count: int, flat: bool, device: torch.device) -> None:
+    array = np.random.default_rng(1).standard_normal((count, *FEATURE_SHAPES[mode])).astype(np.float32)
+    path = save(tmp_path / "a.npy", array.reshape(count, -1) if flat else array)
+    features = load_features(path, device=device)
+    assert (features.mode, features.fps, len(features)) == (mode, FRAME_RATES[mode], count)
+    assert features.sound is None
+    windows = features.windows(0, count)
+    assert windows.device.type == device.type
+    expected = naive_windows(array).reshape(count, *WINDOW_SHAPES[mode])
+    np.testing.assert_array_equal(windows.cpu().numpy(), expected)
+
+
+@pytest.mark.parametrize("mode", WINDOW_SHAPES)
+def test_ready_windows_of_every_mode(tmp_path: Path, mode: Mode, device: torch.device) -> None:
+    array = np.random.default_rng(1).standard_normal((3, *WINDOW_SHAPES[mode])).astype(np.float32)
+    features = load_features(save(tmp_path / "a.npy", array), device=device)
+    assert (features.mode, features.fps, len(features)) == (mode, FRAME_RATES[mode], 3)
+    np.testing.assert_array_equal(features.windows(1, 3).cpu().numpy(), array[1:])
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f8", ">f4", "i2", "u1"])
+def test_any_real_numbers_are_read(tmp_path: Path, dtype: str) -> None:
+    array = np.random.default_rng(1).uniform(0, 9, (4, 512)).astype(dtype)
+    windows = load_features(save(tmp_path / "a.npy", array)).windows(0, 4)
+    assert windows.dtype == torch.float32
+    np.testing.assert_array_equal(windows.reshape(4, 16, 512)[:, 8], array.astype(np.float32))
+
+
+def test_columns_first_arrays_are_read(tmp_path: Path) -> None:
+    array = np.asfortranarray(np.random.default_rng(1).standard_normal((9, 2, 1024)).astype(np.float32))
+    windows = load_features(save(tmp_path / "a.npy", array)).windows(0, 9)
+    np.testing.assert_array_equal(windows.reshape(9, 16, 2048), naive_windows(array))
+
+
+def test_a_rate_can_be_given_for_feature_files(tmp_path: Path) -> None:
+    features = load_features(save(tmp_path / "a.npy", np.ones((4, 512))), fps=30)
+    assert (features.fps, len(features)) == (30, 4)
+    assert repr(features) == "Features(a.npy: 4 frames of ave at 30 a second)"
+
+
+def test_sample_npy_and_bin_are_the_same(shared: Path) -> None:
+    npy, raw = (load_features(shared / "sample" / f"aud_ave.{suffix}") for suffix in ("npy", "bin"))
+    assert len(npy) == len(raw) == 80
+    assert torch.equal(npy.windows(0, 80), raw.windows(0, 80))
+    expected = naive_windows(np.load(shared / "sample" / "aud_ave.npy"))
+    np.testing.assert_array_equal(npy.windows(0, 80).reshape(80, 16, 512), expected)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 0), (3, 2), (0, 5), (4, 5)])
+def test_windows_outside_are_refused(tmp_path: Path, start: int, stop: int) -> None:
+    features = load_features(save(tmp_path / "a.npy", np.ones((4, 512))))
+    with pytest.raises(ValueError, match=r"are not within 0\.\.4"):
+        features.windows(start, stop)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def cut_flac(path: Path) -> None:
+    soundfile.write(path, noise(16000), 16000)
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def not_finite(value: float) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        wave = noise(16000)
+        wave[9000] = value
+        soundfile.write(path, wave, 16000, subtype="FLOAT")
+
+    return write
+
+
+def two_rates(path: Path) -> None:
+    parts = []
+    for rate in (16000, 24000):
+        soundfile.write(path, tones(1, rate), rate)
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+
+
+BAD_SOUNDS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "absent.wav": (lambda path: None, "absent.wav: there is no such sound or feature file"),
+    "directory": (os.mkdir, "directory is a directory"),
+    "empty.wav": (lambda path: path.write_bytes(b""), "empty.wav is not sound that can be decoded"),
+    "text.wav": (lambda path: path.write_text("la la la " * 99), "text.wav is not sound that can be decoded"),
+    "no samples.wav": (lambda path: soundfile.write(path, noise(0), 16000), "the sound track is empty"),
+    "cut.flac": (cut_flac, r"cut.flac: the sound breaks off after 0\.\d\d s"),
+    "nan.wav": (not_finite(np.nan), r"nan.wav: the sound holds NaN or infinity after 0\.\d\d s"),
+    "infinity.wav": (not_finite(np.inf), r"the sound holds NaN or infinity after 0\.\d\d s"),
+    "silent.mp4": (lambda path: write_with_av(path, None, pictures=5), "silent.mp4 has no sound track"),
+    "rates.mp3": (two_rates, "the sound changes its sample rate"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SOUNDS)
+def test_bad_sounds_are_told(tmp_path: Path, name: str) -> None:
+    write, words = BAD_SOUNDS[name]
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=words):
+        load_features(tmp_path / name, encoder=corner)
+
+
+def test_decoding_an_absent_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such sound file"):
+        next(iter(decode_sound(tmp_path / "absent.wav")))
+
+
+def test_a_cut_mp3_plays_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tones(2, 16000), 16000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 16000 * 0.5 < len(samples_of(path)) < 16000 * 1.5
+
+
+def test_sound_needs_an_encoder(speech: Path) -> None:
+    with pytest.raises(InputError, match="needs an audio encoder: give --audio-encoder"):
+        load_features(speech)
+
+
+@pytest.mark.parametrize("fps", [0, -25, float("nan"), float("inf")])
+def test_impossible_rates_are_told(speech: Path, fps: float) -> None:
+    with pytest.raises(InputError, match=r"frames a second cannot be rendered; give a number above 0"):
+        load_features(speech, encoder=corner, fps=fps)
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_are_not_run(tmp_path: Path) -> None:
+    attack = Malicious(tmp_path / "attacked")
+    for name, array in {"array": [attack], "scalar": attack}.items():
+        np.save(tmp_path / f"{name}.npy", np.array(array, object), allow_pickle=True)
+        with pytest.raises(InputError, match="is not a NumPy array file.*Python objects"):
+            load_features(tmp_path / f"{name}.npy")
+    np.array([attack], object).dump(tmp_path / "plain.npy")
+    with pytest.raises(InputError, match="is not a NumPy array file"):
+        load_features(tmp_path / "plain.npy")
+    assert not (tmp_path / "attacked").exists()
+
+
+def npy(*shape: int, cut: int | None = None) -> bytes:
+    header = np.lib.format.magic(1, 0)
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return (header + len(text).to_bytes(2, "little") + text.encode() + bytes(4 * int(np.prod(shape))))[:cut]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"PK\x03\x04hello", npy(4, 512, cut=-1), npy(4, 512, cut=60), npy(4, 512).replace(b"}", b"{")],
+    ids=["empty", "text", "zip", "short", "cut header", "wrong header"],
+)
+def test_files_that_are_no_arrays_are_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(InputError, match="a.npy is not a NumPy array file"):
+        load_features(tmp_path / "a.npy")
+
+
+def test_archives_of_arrays_are_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.ones((4, 512)))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(InputError, match="a.npy is not a NumPy array file"):
+        load_features(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("dtype", ["c8", "?", "U3", "M8[s]"])
+def test_other_than_real_numbers_are_told(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(InputError, match="does not hold real numbers, but"):
+        load_features(save(tmp_path / "a.npy", np.zeros((4, 512), dtype)))
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (512,), (4, 511), (4, 1024), (0, 512), (0, 32, 16, 16), (4, 16, 16, 32), (4, 1, 1, 512), (512, 4)]
+)
+def test_wrong_shapes_are_told(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"has shape \(.*\). Features are \(N,512\) for ave.*ready windows"):
+        load_features(save(tmp_path / "a.npy", np.zeros(shape, np.float32)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("shape", "at"), [((1100, 512), (1077, 3)), ((5, 2, 1024), (2, 1, 9)), ((2, 32, 16, 16), 1)])
+def test_numbers_that_are_none_are_told(tmp_path: Path, shape: tuple[int, ...], at: Any, value: float) -> None:
+    array = np.zeros(shape, np.float16)
+    array[at] = value
+    frame = at if isinstance(at, int) else at[0]
+    with pytest.raises(InputError, match=f"features of frame {frame} hold NaN or infinity"):
+        load_features(save(tmp_path / "a.npy", array))
+
+
+GOOD_SHAPE = json.dumps({"shape": [4, 512]})
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "words"),
+    [
+        (None, 8192, "a.bin needs a.bin.json beside it"),
+        ("shape: 4", 8192, "a.bin.json does not give a shape"),
+        ("[4, 512]", 8192, "a.bin.json does not give a shape"),
+        ('{"num_frames": 4}', 8192, "a.bin.json does not give a shape"),
+        ('{"shape": 4}', 8192, "a.bin.json does not give a shape"),
+        ('{"shape": [null, 512]}', 8192, "a.bin.json does not give a shape"),
+        ('{"shape": [1e999, 512]}', 8192, "a.bin.json does not give a shape"),
+        ('{"shape": []}', 8192, r"a.bin has 8192 bytes, but shape \[\]"),
+        ('{"shape": [0, 512]}', 0, r"a.bin has 0 bytes, but shape \[0, 512\]"),
+        ('{"shape": [-4, -512]}', 8192, r"a.bin has 8192 bytes, but shape \[-4, -512\]"),
+        (GOOD_SHAPE, 8191, r"a.bin has 8191 bytes, but shape \[4, 512\] of float32 takes 8192"),
+        (GOOD_SHAPE, 0, "a.bin has 0 bytes"),
+        ('{"shape": [8, 256]}', 8192, r"has shape \(8, 256\). Features are"),
+    ],
+)
+def test_bad_raw_files_are_told(tmp_path: Path, header: str | None, size: int, words: str) -> None:
+    (tmp_path / "a.bin").write_bytes(bytes(size))
+    if header is not None:
+        (tmp_path / "a.bin.json").write_text(header)
+    with pytest.raises(InputError, match=words):
+        load_features(tmp_path / "a.bin")
+
+
+def test_errors_while_samples_are_read_pass_through() -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield noise(1000)
+        raise InputError("broken off")
+
+    with pytest.raises(InputError, match="broken off"):
+        list(mel_blocks(broken(), CPU))

@@ -1,0 +1,198 @@
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from gpurender.prefetch import prefetch
+
+
+def workers() -> int:
+    return sum(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays() -> Iterator[None]:
+    assert workers() == 0
+    yield
+    assert workers() == 0
+
+
+def becomes(condition: Callable[[], bool]) -> bool:
+    """Whether it becomes true before long."""
+    end = time.monotonic() + 5
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
+
+
+class Source:
+    """Counts, and remembers how far it got and whether it was closed."""
+
+    def __init__(self, stop: int = 1000, error: BaseException | None = None) -> None:
+        self.stop, self.error = stop, error
+        self.made = 0
+        self.closed = False
+        self.thread = ""
+
+    def items(self) -> Generator[int]:
+        self.thread = threading.current_thread().name
+        try:
+            for i in range(self.stop):
+                self.made += 1
+                yield i
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_items_come_in_order(count: int, depth: int) -> None:
+    source = Source(count)
+    assert list(prefetch(source.items(), depth)) == list(range(count))
+    assert source.closed
+    assert source.thread == "prefetch"
+
+
+def test_any_iterable_will_do() -> None:
+    assert list(prefetch([3, None, 2])) == [3, None, 2]
+    assert list(prefetch(map(str, range(3)))) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("good", [0, 1, 5])
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt("broken")], ids=lambda e: type(e).__name__)
+def test_errors_are_raised_at_their_item(good: int, depth: int, error: BaseException) -> None:
+    source = Source(good, error)
+    ahead = prefetch(source.items(), depth)
+    assert [next(ahead) for _ in range(good)] == list(range(good))
+    with pytest.raises(type(error), match="broken") as raised:
+        next(ahead)
+    assert raised.value is error
+    assert source.closed
+    assert workers() == 0
+    with pytest.raises(StopIteration):
+        next(ahead)
+
+
+def test_what_cannot_be_iterated_is_an_error() -> None:
+    with pytest.raises(TypeError, match="not iterable"):
+        next(prefetch(5))  # pyright: ignore
+
+
+def test_stopping_early_ends_the_thread_and_closes_the_items() -> None:
+    source = Source()
+    items = source.items()  # kept here: it is closed, not just dropped
+    ahead = prefetch(items)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    assert workers() == 1
+    ahead.close()
+    assert workers() == 0
+    assert source.closed
+    assert source.made <= 4
+
+
+def test_an_error_of_the_caller_ends_the_thread() -> None:
+    source = Source()
+
+    def fail() -> None:
+        for _ in prefetch(source.items()):
+            raise RuntimeError("caller")
+
+    with pytest.raises(RuntimeError, match="caller"):
+        fail()
+    gc.collect()
+    assert becomes(lambda: workers() == 0)
+    assert source.closed
+
+
+def test_nothing_runs_before_the_first_item_is_asked_for() -> None:
+    source = Source()
+    ahead = prefetch(source.items())
+    assert workers() == 0
+    ahead.close()
+    assert source.made == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_depth_bounds_how_far_ahead_it_runs(depth: int) -> None:
+    source = Source()
+    ahead = prefetch(source.items(), depth)
+    for taken in range(1, 4):
+        next(ahead)
+        assert becomes(lambda bound=taken + depth + 1: source.made == bound)
+        time.sleep(0.12)
+        assert source.made == taken + depth + 1
+    ahead.close()
+
+
+def test_stages_run_at_the_same_time() -> None:
+    """The second item is made while the first is in use: it would wait for ever otherwise."""
+    made = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        made.set()
+        yield 1
+
+    for i in prefetch(items()):
+        assert i or made.wait(5)
+
+
+def test_nested_stages_keep_order_and_end_together() -> None:
+    source = Source(40)
+
+    def double(items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            yield 2 * item
+
+    assert list(prefetch(double(prefetch(source.items())))) == list(range(0, 80, 2))
+
+
+def test_closing_the_outer_stage_ends_the_inner_ones() -> None:
+    source = Source()
+    ahead = prefetch(prefetch(prefetch(source.items()), 2))
+    assert next(ahead) == 0
+    assert workers() == 3
+    ahead.close()
+    assert workers() == 0
+    assert source.closed
+
+
+def test_errors_pass_nested_stages() -> None:
+    ahead = prefetch(prefetch(Source(3, OSError("disk")).items()))
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="disk"):
+        next(ahead)
+
+
+class Batch:
+    pass
+
+
+def test_an_item_is_dropped_while_the_next_is_awaited() -> None:
+    go_on = threading.Event()
+    alive: list[weakref.ref[Batch]] = []
+
+    def items() -> Iterator[Batch]:
+        batch = Batch()
+        alive.append(weakref.ref(batch))
+        yield batch
+        del batch
+        assert go_on.wait(5)
+        yield Batch()
+
+    ahead = prefetch(items())
+    next(ahead)
+    assert alive[0]() is not None
+    waiting = threading.Thread(target=next, args=(ahead,))
+    waiting.start()
+    dropped = becomes(lambda: alive[0]() is None)
+    go_on.set()
+    waiting.join()
+    ahead.close()
+    assert dropped

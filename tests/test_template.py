@@ -1,0 +1,657 @@
+import io
+import itertools
+import json
+import shutil
+import struct
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import MakeTemplate, landmarks, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from gpurender import InputError, Template, frame_order, open_template
+from gpurender.template import Order, face_rect, keep_mask, read_picture
+
+IMAGES, LANDMARKS, PARSING = "full_body_img", "landmarks", "parsing"
+
+
+def opencv(file: Path) -> np.ndarray:
+    """(3,H,W) RGB, as OpenCV reads it."""
+    pixels = cv2.imread(str(file))
+    assert pixels is not None
+    return pixels[..., ::-1].transpose(2, 0, 1)
+
+
+def assert_frames(template: Template, images: list[Path], marks: list[Path]) -> None:
+    """The template's frames are these images with these landmarks."""
+    assert len(template) == len(images)
+    frames, _ = template.frames(range(len(images)))
+    for frame, file in zip(frames.cpu().numpy(), images, strict=True):
+        np.testing.assert_array_equal(frame, opencv(file))
+    assert template.rects.tolist() == [list(face_rect(file)) for file in marks]
+
+
+def renumber(directory: Path, name: Callable[[int], str]) -> None:
+    for file in sorted(directory.iterdir(), key=lambda file: -int(file.stem)):
+        file.rename(directory / (name(int(file.stem)) + file.suffix))
+
+
+def files(path: Path, directory: str, *names: str) -> list[Path]:
+    return [path / directory / name for name in names]
+
+
+# --- which files belong together -------------------------------------------------------------------------------------
+
+
+def test_frames_are_in_the_order_of_their_numbers(make_template: MakeTemplate, device: torch.device) -> None:
+    path = make_template(frames=12, width=260, height=200)
+    template = open_template(path, device=device)
+    jpgs = files(path, IMAGES, *(f"{i}.jpg" for i in range(12)))
+    assert_frames(template, jpgs, files(path, LANDMARKS, *(f"{i}.lms" for i in range(12))))
+    assert (template.width, template.height, template.parsing, template.notes) == (260, 200, False, [])
+    assert repr(template) == "Template(anna: 12 frames of 260×200)"
+    frames, keep = template.frames([11, 2])
+    assert (frames.shape, frames.dtype, frames.device.type) == ((2, 3, 200, 260), torch.uint8, device.type)
+    assert keep is None
+
+
+def test_images_may_count_from_1_and_landmarks_from_0(make_template: MakeTemplate) -> None:
+    path = make_template(parsing=True)
+    renumber(path / IMAGES, lambda i: str(i + 1))
+    template = open_template(path)
+    jpgs = files(path, IMAGES, *(f"{i + 1}.jpg" for i in range(5)))
+    assert_frames(template, jpgs, files(path, LANDMARKS, *(f"{i}.lms" for i in range(5))))
+    assert template.notes == ["pictures are numbered from 1, landmarks from 0: paired in order"]
+
+
+def test_images_from_1_may_lack_the_last_landmarks(make_template: MakeTemplate) -> None:
+    path = make_template()
+    renumber(path / IMAGES, lambda i: str(i + 1))
+    (path / LANDMARKS / "4.lms").unlink()
+    template = open_template(path)
+    assert len(template) == 4
+    assert template.notes[1] == "the last frame, 5.jpg, has no landmarks and is left out"
+
+
+def test_all_may_count_from_1(make_template: MakeTemplate) -> None:
+    path = make_template(parsing=True)
+    for directory in (IMAGES, LANDMARKS, PARSING):
+        renumber(path / directory, lambda i: str(i + 1))
+    template = open_template(path)
+    assert (len(template), template.parsing, template.notes) == (5, True, [])
+
+
+@pytest.mark.parametrize("masks_like_images", [True, False])
+def test_masks_count_as_images_or_from_0(make_template: MakeTemplate, masks_like_images: bool) -> None:
+    path = make_template(frames=3, parsing=True)
+    for i in range(3):
+        mask = np.zeros((240, 320, 3), np.uint8)
+        mask[i] = 255
+        Image.fromarray(mask).save(path / PARSING / f"{i}.png")
+    renumber(path / IMAGES, lambda i: str(i + 1))
+    if masks_like_images:
+        renumber(path / PARSING, lambda i: str(i + 1))
+    _, keep = open_template(path).frames(range(3))
+    assert keep is not None
+    assert keep.any(2).nonzero().tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_the_last_frame_may_lack_landmarks(make_template: MakeTemplate) -> None:
+    path = make_template()
+    (path / LANDMARKS / "4.lms").unlink()
+    template = open_template(path)
+    jpgs = files(path, IMAGES, *(f"{i}.jpg" for i in range(4)))
+    assert_frames(template, jpgs, files(path, LANDMARKS, *(f"{i}.lms" for i in range(4))))
+    assert template.notes == ["the last frame, 4.jpg, has no landmarks and is left out"]
+
+
+def test_stray_files_are_ignored(make_template: MakeTemplate) -> None:
+    path = make_template(parsing=True)
+    for directory in (path, path / IMAGES, path / LANDMARKS, path / PARSING):
+        for name in (".DS_Store", "Thumbs.db", "notes.txt", "._0.jpg", "._0.lms", "._0.png", "0.jpg.bak", "cover.jpg"):
+            (directory / name).write_text("stray")
+        (directory / "more").mkdir()
+    assert len(open_template(path)) == 5
+
+
+@pytest.mark.parametrize("suffix", [".jpeg", ".png", ".JPG", ".JPEG", ".PNG"])
+def test_suffixes(make_template: MakeTemplate, suffix: str) -> None:
+    path = make_template(frames=2, suffix=suffix)
+    assert_frames(
+        open_template(path), files(path, IMAGES, f"0{suffix}", f"1{suffix}"), files(path, LANDMARKS, "0.lms", "1.lms")
+    )
+
+
+def test_numbers_may_have_gaps(make_template: MakeTemplate) -> None:
+    path = make_template(frames=4, parsing=True)
+    for directory in (IMAGES, LANDMARKS, PARSING):
+        renumber(path / directory, lambda i: str(7 * i + 2))
+    jpgs = files(path, IMAGES, "2.jpg", "9.jpg", "16.jpg", "23.jpg")
+    assert_frames(open_template(path), jpgs, files(path, LANDMARKS, "2.lms", "9.lms", "16.lms", "23.lms"))
+
+
+def test_names_may_be_padded_with_zeros(make_template: MakeTemplate) -> None:
+    path = make_template(frames=11, width=260, height=200)
+    renumber(path / IMAGES, lambda i: f"{i:05d}")
+    jpgs = files(path, IMAGES, *(f"{i:05d}.jpg" for i in range(11)))
+    assert_frames(open_template(path), jpgs, files(path, LANDMARKS, *(f"{i}.lms" for i in range(11))))
+
+
+def test_one_frame(make_template: MakeTemplate, device: torch.device) -> None:
+    template = open_template(make_template(frames=1), device=device)
+    frames, _ = template.frames([0, 0, 0])
+    assert len(template) == 1
+    assert (frames[0] == frames[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "used"), [(1, None, 1), (0, None, 0), (1, False, 0), (0, False, 0), (1, True, 1)]
+)
+def test_parsing_is_used_if_there_and_wanted(
+    make_template: MakeTemplate, device: torch.device, there: bool, asked: bool | None, used: bool
+) -> None:
+    template = open_template(make_template(parsing=bool(there)), device=device, parsing=asked)
+    _, keep = template.frames([0, 3])
+    assert template.parsing == bool(used)
+    assert ("with parsing" in repr(template)) == bool(used)
+    if keep is None:
+        assert not used
+    else:
+        assert (keep.shape, keep.dtype, keep.device.type) == ((2, 240, 320), torch.bool, device.type)
+
+
+def test_sample(shared: Path, device: torch.device) -> None:
+    path = shared / "sample" / "template"
+    template = open_template(path, device=device)
+    jpgs = files(path, IMAGES, *(f"{i}.jpg" for i in range(24)))
+    assert_frames(template, jpgs, files(path, LANDMARKS, *(f"{i}.lms" for i in range(24))))
+    _, keep = template.frames(range(24))
+    assert keep is not None
+    for i in range(24):
+        blue, green, red = np.moveaxis(np.asarray(cv2.imread(str(path / PARSING / f"{i}.png"))), 2, 0)
+        kept = (red == 255) & (((blue == 255) & (green == 255)) | ((blue == 0) & (green == 0)))
+        np.testing.assert_array_equal(keep[i].cpu().numpy(), kept)
+    for golden in json.loads((shared / "golden" / "frames.json").read_text())["frames"]:
+        assert template.rects[golden["template"]].tolist() == golden["rect_xyxy"]
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+PHOTO = picture(117, 83, 3)
+RGBA = np.dstack([PHOTO, picture(117, 83, 9)[..., 0]])
+ENCODED: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
+    "4:4:4": (PHOTO, "JPEG", {"subsampling": "4:4:4"}),
+    "4:2:2": (PHOTO, "JPEG", {"subsampling": "4:2:2"}),
+    "4:2:0": (PHOTO, "JPEG", {"subsampling": "4:2:0"}),
+    "poor": (PHOTO, "JPEG", {"quality": 15}),
+    "best": (PHOTO, "JPEG", {"quality": 100}),
+    "progressive": (PHOTO, "JPEG", {"progressive": True}),
+    "grey": (PHOTO[..., 0], "JPEG", {}),
+    **{f"turned {i}": (PHOTO, "JPEG", {"exif": turned(i)}) for i in range(1, 9)},
+    "png": (PHOTO, "PNG", {}),
+    "grey png": (PHOTO[..., 0], "PNG", {}),
+    "rgba": (RGBA, "PNG", {}),
+    "grey and alpha": (PHOTO[..., :2], "PNG", {}),
+    "one bit": (PHOTO[..., 0] > 128, "PNG", {}),
+    "turned png": (PHOTO, "PNG", {"exif": turned(6)}),
+}
+
+
+def encode(path: Path, name: str) -> Path:
+    pixels, kind, options = ENCODED[name]
+    file = path / f"0.{'jpg' if kind == 'JPEG' else 'png'}"
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_pixels_are_opencvs(tmp_path: Path, name: str) -> None:
+    file = encode(tmp_path, name)
+    pixels = read_picture(file)
+    assert pixels.is_contiguous()
+    np.testing.assert_array_equal(pixels.numpy(), opencv(file))
+
+
+def test_palette_pixels_are_opencvs(tmp_path: Path) -> None:
+    Image.fromarray(PHOTO).quantize(50).save(tmp_path / "0.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "0.png").numpy(), opencv(tmp_path / "0.png"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_turned_frames_have_their_turned_size(make_template: MakeTemplate, orientation: int, suffix: str) -> None:
+    path = make_template(frames=1, suffix=suffix)
+    file = path / IMAGES / f"0{suffix}"
+    Image.open(file).copy().save(file, exif=turned(orientation))
+    (path / LANDMARKS / "0.lms").write_text(landmarks(40, 50, 200))
+    template = open_template(path)
+    assert (template.width, template.height) == ((320, 240) if orientation < 5 else (240, 320))
+    assert_frames(template, [file], [path / LANDMARKS / "0.lms"])
+
+
+def dali(paths: list[Path]) -> list[np.ndarray]:
+    """(H,W,3) RGB of each picture, as DALI's decoder reads it on a CPU."""
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    pipe = Pipeline(batch_size=len(paths), num_threads=1, device_id=None)
+    with pipe:
+        encoded, _ = fn.readers.file(files=[str(path) for path in paths])
+        pictures = fn.decoders.image(
+            encoded, device="cpu", output_type=types.DALIImageType.RGB, jpeg_fancy_upsampling=True
+        )
+        pipe.set_outputs(pictures)
+    pipe.build()
+    (batch,) = pipe.run()
+    return [np.array(batch.at(i)) for i in range(len(paths))]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
+def test_pixels_are_dalis(tmp_path: Path) -> None:
+    paths = []
+    for i, name in enumerate(ENCODED):
+        (tmp_path / str(i)).mkdir()
+        paths.append(encode(tmp_path / str(i), name))
+    for name, path, pixels in zip(ENCODED, paths, dali(paths), strict=True):
+        np.testing.assert_array_equal(read_picture(path).permute(1, 2, 0).numpy(), pixels, err_msg=name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
+def test_sample_pixels_are_dalis(shared: Path) -> None:
+    paths = files(shared / "sample" / "template", IMAGES, *(f"{i}.jpg" for i in range(0, 24, 8)))
+    paths += files(shared / "sample" / "template", PARSING, "0.png", "23.png")
+    for path, pixels in zip(paths, dali(paths), strict=True):
+        np.testing.assert_array_equal(read_picture(path).permute(1, 2, 0).numpy(), pixels, err_msg=path.name)
+
+
+def assert_kept(parsing: np.ndarray) -> None:
+    keep = keep_mask(torch.from_numpy(parsing))
+    assert keep.shape == parsing.shape[1:]
+    for y, x in np.ndindex(*keep.shape):
+        assert bool(keep[y, x]) == (tuple(parsing[:, y, x].tolist()) in {(255, 0, 0), (255, 255, 255)})
+
+
+@settings(deadline=None)
+@given(arrays(np.uint8, (3, 5, 7), elements=st.sampled_from([0, 1, 254, 255]), fill=st.nothing()))
+def test_red_and_white_are_kept(parsing: np.ndarray) -> None:
+    assert_kept(parsing)
+
+
+def test_colours_next_to_red_and_white_are_not_kept() -> None:
+    levels = [0, 1, 127, 254, 255]
+    assert_kept(np.array(list(itertools.product(levels, repeat=3)), np.uint8).T.reshape(3, 5, 25))
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each picture was read, by directory and name."""
+    counts: Counter[str] = Counter()
+
+    def count(file: Path) -> torch.Tensor:
+        counts[f"{file.parent.name}/{file.name}"] += 1
+        return read_picture(file)
+
+    monkeypatch.setattr("gpurender.template.read_picture", count)
+    return counts
+
+
+@pytest.mark.parametrize("parsing", [False, True])
+@pytest.mark.parametrize("resident", [0, 1, 3, 5])
+def test_any_budget_gives_the_same_frames(
+    make_template: MakeTemplate, decoded: Counter[str], device: torch.device, parsing: bool, resident: int
+) -> None:
+    frame_bytes = 320 * 240 * (4 if parsing else 3)
+    budget = 2 * resident * frame_bytes + frame_bytes if resident else 0
+    path = make_template(parsing=parsing)
+    template = open_template(path, device=device, memory_budget=budget)
+    assert template.memory_left == budget - resident * frame_bytes
+    assert not decoded
+    for indices in ([0, 1, 2], [3, 4], [2, 2, 0], [4, 3, 2, 1, 0]):
+        frames, keep = template.frames(indices)
+        assert (keep is not None) == parsing
+        for n, i in enumerate(indices):
+            np.testing.assert_array_equal(frames[n].cpu().numpy(), opencv(path / IMAGES / f"{i}.jpg"))
+            if keep is not None:
+                mask = keep_mask(read_picture(path / PARSING / f"{i}.png"))
+                assert torch.equal(keep[n].cpu(), mask)
+    uses = [3, 2, 3, 2, 2]
+    expected = {f"{IMAGES}/{i}.jpg": 1 if i < resident else uses[i] for i in range(5)}
+    expected |= {f"{PARSING}/{i}.png": 1 if i < resident else uses[i] for i in range(5) if parsing}
+    assert decoded == expected
+
+
+def test_plenty_of_memory_is_not_all_taken(make_template: MakeTemplate, device: torch.device) -> None:
+    template = open_template(make_template(), device=device, memory_budget=2**30)
+    assert template.memory_left == 2**30 - 5 * 320 * 240 * 3
+
+
+def test_default_budget_keeps_a_small_template(make_template: MakeTemplate, decoded: Counter[str]) -> None:
+    template = open_template(make_template())
+    for _ in range(2):
+        template.frames(range(5))
+    assert set(decoded.values()) == {1}
+    assert template.memory_left > 256 * 2**20
+
+
+@pytest.mark.parametrize("budget", [0, 2**30])
+def test_frames_are_copies(make_template: MakeTemplate, device: torch.device, budget: int) -> None:
+    template = open_template(make_template(parsing=True), device=device, memory_budget=budget)
+    before = [part.clone() for part in template.frames([1]) if part is not None]
+    for part in template.frames([1, 1]):
+        assert part is not None
+        part[0] = 0
+        assert part[1].any()
+    after = [part for part in template.frames([1]) if part is not None]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+# --- landmarks -------------------------------------------------------------------------------------------------------
+
+NO_POINTS = [(0.0, 0.0)] * 53
+
+
+def write_points(path: Path, points: list[Any], line: str = "{} {}", end: str = "\n") -> Path:
+    file = path / "0.lms"
+    file.write_bytes(end.join(line.format(*point) for point in points).encode())
+    return file
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for tests of many examples."""
+    return tmp_path_factory.mktemp("landmarks")
+
+
+COORDINATE = st.decimals(-9999, 9999, places=3)
+
+
+@given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=53, max_size=60))
+@settings(max_examples=40, deadline=None)
+def test_rectangle_is_of_points_1_31_and_52_cut(place: Path, points: list[Any]) -> None:
+    x0, x1, y0 = int(points[1][0]), int(points[31][0]), int(points[52][1])
+    assert face_rect(write_points(place, points)) == (x0, y0, x1, y0 + x1 - x0)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("100", 100), ("100.0", 100), ("100.999", 100), ("-0.9", 0), ("-7.9", -7), ("1.009e2", 100), ("+100.5", 100)],
+)
+def test_coordinates_are_cut(tmp_path: Path, written: str, read: int) -> None:
+    points: list[Any] = [*NO_POINTS]
+    points[1] = (written, 0)
+    assert face_rect(write_points(tmp_path, points))[0] == read
+
+
+@pytest.mark.parametrize("line", ["{} {}", "{}\t{}", "  {}    {}  ", "{} {}\n", "\n \n{} {}"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_blanks_do_not_matter(tmp_path: Path, line: str, end: str) -> None:
+    points: list[Any] = [*NO_POINTS]
+    points[1], points[31], points[52] = (90, 1), (210.7, 2), (3, 60.2)
+    assert face_rect(write_points(tmp_path, points, line, end)) == (90, 60, 210, 180)
+
+
+def test_fewer_than_53_points_are_too_few(tmp_path: Path) -> None:
+    face_rect(write_points(tmp_path, NO_POINTS))
+    with pytest.raises(InputError, match="0.lms has 52 points; at least 53 are needed"):
+        face_rect(write_points(tmp_path, NO_POINTS[1:]))
+
+
+# --- the order of frames ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "order", "start", "expected"),
+    [
+        (4, "bounce", 0, [1, 2, 3, 2, 1, 0, 1, 2]),
+        (4, "bounce", 2, [3, 2, 1, 0, 1, 2]),
+        (4, "bounce", 3, [2, 1, 0, 1, 2]),
+        (2, "bounce", 0, [1, 0, 1, 0]),
+        (2, "bounce", 1, [0, 1, 0, 1]),
+        (1, "bounce", 0, [0, 0, 0]),
+        (3, "loop", 0, [0, 1, 2, 0, 1]),
+        (3, "loop", 2, [2, 0, 1, 2]),
+        (1, "loop", 0, [0, 0, 0]),
+        (3, "mirror", 0, [0, 1, 2, 2, 1, 0, 0, 1]),
+        (3, "mirror", 2, [2, 2, 1, 0, 0, 1]),
+        (1, "mirror", 0, [0, 0, 0]),
+    ],
+)
+def test_orders(count: int, order: Order, start: int, expected: list[int]) -> None:
+    assert frame_order(count, range(len(expected)), order, start) == expected
+
+
+def test_golden_order(shared: Path) -> None:
+    golden = json.loads((shared / "golden" / "frames.json").read_text())
+    assert frame_order(golden["template_frames"], range(golden["count"])) == golden["template_index"]
+
+
+COUNTS = st.integers(1, 30).flatmap(lambda count: st.tuples(st.just(count), st.integers(0, count - 1)))
+ORDERS = st.sampled_from(["bounce", "loop", "mirror"])
+
+
+@given(COUNTS, ORDERS, st.integers(0, 200), st.integers(0, 200))
+def test_order_stays_within_and_can_be_split(at: tuple[int, int], order: Order, split: int, more: int) -> None:
+    count, start = at
+    whole = frame_order(count, range(split + more), order, start)
+    assert all(0 <= i < count for i in whole)
+    parts = [frame_order(count, part, order, start) for part in (range(split), range(split, split + more))]
+    assert [*parts[0], *parts[1]] == whole
+
+
+@given(COUNTS.filter(lambda at: at[0] > 1))
+def test_bounce_goes_step_by_step_through_all(at: tuple[int, int]) -> None:
+    count, start = at
+    indices = frame_order(count, range(3 * count), "bounce", start)
+    assert all(abs(a - b) == 1 for a, b in itertools.pairwise(indices))
+    assert set(indices) == set(range(count))
+
+
+@pytest.mark.parametrize("order", ["bounce", "loop", "mirror"])
+@pytest.mark.parametrize("start", [-1, 5, 99])
+def test_start_outside_the_template_is_told(order: Order, start: int) -> None:
+    with pytest.raises(InputError, match=f"start frame {start} is not within the template's frames 0 to 4"):
+        frame_order(5, range(3), order, start)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def small_mask(path: Path) -> None:
+    Image.fromarray(np.zeros((240, 319, 3), np.uint8)).save(path / PARSING / "3.png")
+
+
+def huge_png() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "nothing there": (shutil.rmtree, "anna: there is no such template directory"),
+    "no images directory": (lambda p: shutil.rmtree(p / IMAGES), "full_body_img is missing.*keeps its frames there"),
+    "no landmarks directory": (lambda p: shutil.rmtree(p / LANDMARKS), "landmarks is missing.*keeps its landmark file"),
+    "no images": (
+        lambda p: [file.unlink() for file in (p / IMAGES).iterdir()],
+        r"full_body_img holds no frames: expected 0\.jpg",
+    ),
+    "no landmarks": (
+        lambda p: [file.unlink() for file in (p / LANDMARKS).iterdir()],
+        r"landmarks holds no landmark files: expected 0\.lms",
+    ),
+    "too few landmarks": (
+        lambda p: [(p / LANDMARKS / f"{i}.lms").unlink() for i in (1, 4)],
+        r"anna has 5 frames and 3 landmark files that do not match: no landmarks for 1\.jpg\.",
+    ),
+    "too few images": (
+        lambda p: [(p / IMAGES / f"{i}.jpg").unlink() for i in (2, 4)],
+        r"anna has 3 frames and 5 landmark files that do not match: no frame for 2\.lms, 4\.lms\.",
+    ),
+    "other numbers": (
+        lambda p: renumber(p / IMAGES, lambda i: str(i + 100)),
+        r"5 frames and 5 .* no landmarks for 100\.jpg, 101\.jpg.*; no frame for 0\.lms, .* 4\.lms\.",
+    ),
+    "duplicate": (
+        lambda p: shutil.copy(p / IMAGES / "0.jpg", p / IMAGES / "0.png"),
+        r"0\.png and 0\.jpg have the same number; remove one",
+    ),
+    "padded duplicate": (
+        lambda p: shutil.copy(p / LANDMARKS / "0.lms", p / LANDMARKS / "00.lms"),
+        r"0\.lms and 0+\.lms have the same number",
+    ),
+    "few points": (lambda p: write_points(p / LANDMARKS, NO_POINTS[:9]), "0.lms has 9 points; at least 53 are needed"),
+    "no points": (lambda p: (p / LANDMARKS / "0.lms").write_text(""), "0.lms has 0 points"),
+    "binary": (
+        lambda p: (p / LANDMARKS / "2.lms").write_bytes(bytes(range(256))),
+        "2.lms is not a text file of landmarks",
+    ),
+    "zeros": (lambda p: (p / LANDMARKS / "2.lms").write_bytes(bytes(99)), r"2.lms, line 1: .* is not a point `x y`"),
+    "letters": (
+        lambda p: write_points(p / LANDMARKS, [(1, 2), ("a", "b")]),
+        "0.lms, line 2: 'a b' is not a point `x y`",
+    ),
+    "nan": (lambda p: write_points(p / LANDMARKS, [("nan", 3)]), "0.lms, line 1: 'nan 3' is not a point"),
+    "infinity": (lambda p: write_points(p / LANDMARKS, [(3, "inf")]), "0.lms, line 1: '3 inf' is not a point"),
+    "one number": (lambda p: write_points(p / LANDMARKS, [(3, "")]), "0.lms, line 1: '3' is not a point"),
+    "three numbers": (lambda p: write_points(p / LANDMARKS, [(3, "4 5")]), "0.lms, line 1: '3 4 5' is not a point"),
+    "commas": (lambda p: write_points(p / LANDMARKS, NO_POINTS, "{},{}"), "0.lms, line 1: '0.0,0.0' is not a point"),
+    "another size": (
+        lambda p: Image.fromarray(picture(322, 240, 1)).save(p / IMAGES / "3.jpg"),
+        r"3\.jpg is 322×240, but 0\.jpg is 320×240: all frames and masks",
+    ),
+    "another size of mask": (small_mask, r"3\.png is 319×240, but 0\.jpg is 320×240: all frames and masks"),
+    "a mask too few": (
+        lambda p: (p / PARSING / "3.png").unlink(),
+        r"parsing has no mask for 3\.jpg; give --no-parsing",
+    ),
+    "no masks": (lambda p: [file.unlink() for file in (p / PARSING).iterdir()], "parsing holds no parsing masks"),
+    "text": (lambda p: (p / IMAGES / "2.jpg").write_text("hello"), r"2\.jpg cannot be read \(not a JPEG or PNG"),
+    "empty image": (lambda p: (p / IMAGES / "2.jpg").write_bytes(b""), r"2\.jpg cannot be read"),
+    "corrupt header": (
+        lambda p: (p / IMAGES / "2.jpg").write_bytes(b"\xff\xd8\xff" + bytes(500)),
+        r"2\.jpg cannot be read",
+    ),
+    "huge": (lambda p: (p / IMAGES / "2.jpg").write_bytes(huge_png()), r"2\.jpg cannot be read \(Image size"),
+    "a directory for an image": (
+        lambda p: ((p / IMAGES / "2.jpg").unlink(), (p / IMAGES / "2.jpg").mkdir()),
+        r"2\.jpg cannot be read",
+    ),
+    "a directory for landmarks": (
+        lambda p: ((p / LANDMARKS / "2.lms").unlink(), (p / LANDMARKS / "2.lms").mkdir()),
+        "2.lms is not a text file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_templates_are_told(make_template: MakeTemplate, decoded: Counter[str], name: str) -> None:
+    spoil, words = BAD[name]
+    path = make_template(parsing=True)
+    spoil(path)
+    with pytest.raises(InputError, match=words):
+        open_template(path)
+    assert not decoded
+
+
+def test_parsing_that_is_asked_for_must_be_there(make_template: MakeTemplate) -> None:
+    with pytest.raises(InputError, match="parsing is missing: a template keeps its parsing masks there"):
+        open_template(make_template(), parsing=True)
+
+
+@pytest.mark.parametrize(
+    ("corners", "words"),
+    [
+        ((-1, 60, 119), r"\(-1, 60, 119, 180\) leaves the frame of 320×240"),
+        ((90, -1, 210), r"\(90, -1, 210, 119\) leaves the frame"),
+        ((201, 60, 321), r"\(201, 60, 321, 180\) leaves the frame"),
+        ((90, 121, 210), r"\(90, 121, 210, 241\) leaves the frame"),
+        ((90, 60, 90), r"\(90, 60, 90, 60\) is empty"),
+        ((90, 60, 89), r"\(90, 60, 89, 59\) is inverted; landmark 31 must be right of 1"),
+    ],
+)
+def test_rectangles_that_cannot_be_are_told_at_once(
+    make_template: MakeTemplate, decoded: Counter[str], corners: tuple[int, int, int], words: str
+) -> None:
+    path = make_template()
+    (path / LANDMARKS / "3.lms").write_text(landmarks(*corners))
+    with pytest.raises(InputError, match=rf"frame 3\.jpg: the face rectangle {words}"):
+        open_template(path)
+    assert not decoded
+
+
+@pytest.mark.parametrize("corners", [(0, 0, 240), (80, 0, 320), (0, 239, 1), (319, 239, 320)])
+def test_rectangles_may_touch_the_frames_edges(make_template: MakeTemplate, corners: tuple[int, int, int]) -> None:
+    path = make_template()
+    (path / LANDMARKS / "3.lms").write_text(landmarks(*corners))
+    assert open_template(path).rects[3, :3].tolist() == list(corners)
+
+
+@pytest.mark.parametrize("file", [f"{IMAGES}/2.jpg", f"{PARSING}/2.png"])
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_truncated_pictures_are_told_when_they_are_decoded(
+    make_template: MakeTemplate, device: torch.device, file: str, kept: float
+) -> None:
+    path = make_template(parsing=True)
+    content = (path / file).read_bytes()
+    (path / file).write_bytes(content[: int(len(content) * kept)])
+    template = open_template(path, device=device)
+    template.frames([0, 1, 3])
+    with pytest.raises(InputError, match=f"{file.split('/')[1]} is corrupt or truncated"):
+        template.frames([1, 2, 3])
+
+
+def test_a_picture_that_changes_its_size_later_is_told(make_template: MakeTemplate) -> None:
+    path = make_template()
+    template = open_template(path)
+    Image.fromarray(picture(100, 240, 1)).save(path / IMAGES / "2.jpg")
+    with pytest.raises(InputError, match=r"2\.jpg is not 320×240 any more"):
+        template.frames([2])
+
+
+def test_a_picture_that_goes_away_later_is_told(make_template: MakeTemplate) -> None:
+    path = make_template()
+    template = open_template(path)
+    (path / IMAGES / "2.jpg").unlink()
+    with pytest.raises(InputError, match=r"2\.jpg"):
+        template.frames([2])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_damaged_pictures_are_read_or_told(tmp_path: Path, kind: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(PHOTO).save(stream, kind, exif=turned(6))
+    random = np.random.default_rng(5)
+    told = 0
+    for i in range(200):
+        content = bytearray(stream.getvalue())
+        for _ in range(3):
+            content[random.integers(200 if i % 2 else len(content))] = random.integers(256)
+        (tmp_path / "0.jpg").write_bytes(content)
+        try:
+            read_picture(tmp_path / "0.jpg")
+        except InputError:
+            told += 1
+    assert told > 20
