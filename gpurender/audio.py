@@ -239,7 +239,7 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
     """
     with open_sound(path) as container:
         stream = container.streams.audio[0]
-        to_float = av.AudioResampler(format="flt")  # interleaved: PyAV reads planes of 8 channels and more wrongly
+        kind = to_float = None
         resample: soxr.ResampleStream | None = None
         rate = 0
         total = 0
@@ -250,6 +250,10 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
                     resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
                 elif frame.sample_rate != rate:
                     raise InputError(f"{path}: the sound changes its sample rate; convert it to one rate first.")
+                if to_float is None or kind != (frame.format.name, frame.layout.name):  # may change in joined files
+                    kind = (frame.format.name, frame.layout.name)
+                    # Interleaved: PyAV reads planes of 8 channels and more wrongly.
+                    to_float = av.AudioResampler(format="flt")
                 for converted in to_float.resample(frame):
                     channels = converted.layout.nb_channels
                     mono = converted.to_ndarray().reshape(-1, channels).mean(1, dtype=np.float32)
