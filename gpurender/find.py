@@ -1,5 +1,6 @@
 """Where the networks are that belong to a template, when nobody says."""
 
+import os
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def find_network(template: str | Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    template = Path(template).resolve()
+    template = Path(os.path.abspath(template))  # a link to a template keeps its own place
     for name in NETWORKS:
         if (template / name).is_file():
             return template / name
@@ -45,7 +46,7 @@ def find_audio_encoder(template: str | Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    template = Path(template).resolve()
+    template = Path(os.path.abspath(template))  # a link to a template keeps its own place
     tree = template.parent.parent / "model" / "checkpoints" / "audio_visual_encoder.pth"
     for file in (*(template / name for name in AUDIO_ENCODERS), tree):
         if file.is_file():

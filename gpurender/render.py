@@ -8,6 +8,7 @@ paste     the face resized back and written over the frame          paste.py
 encode    frames -> video with the sound, or numbered pictures      encode.py
 """
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -166,7 +167,7 @@ def make(
     began = time.perf_counter()
     progress = progress or Silent()
     audio = Path(audio)
-    out = Path(out) if out is not None else Path(f"{Path(template).resolve().name}_{audio.stem}.mp4")
+    out = Path(out) if out is not None else Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4")
     check_destination(out, frames=0, codec=codec, quality=quality, overwrite=overwrite)
     place = resolve_device(device)
 

@@ -108,3 +108,14 @@ def test_a_template_outside_a_tree_is_looked_in_alone(tmp_path: Path) -> None:
         find_network(tmp_path / "absent")
     with pytest.raises(InputError, match="no audio encoder for absent"):
         find_audio_encoder(tmp_path / "absent")
+
+
+def test_a_linked_template_is_looked_for_where_the_link_is(template: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "disk2" / "frames"
+    elsewhere.mkdir(parents=True)
+    (tmp_path / "dataset" / "bob").symlink_to(elsewhere)
+    (tmp_path / "checkpoint" / "bob").mkdir()
+    (tmp_path / "checkpoint" / "bob" / "7.pth").touch()
+    (tmp_path / "model" / "checkpoints" / "audio_visual_encoder.pth").touch()
+    assert find_network(tmp_path / "dataset" / "bob") == tmp_path / "checkpoint" / "bob" / "7.pth"
+    assert find_audio_encoder(tmp_path / "dataset" / "bob").name == "audio_visual_encoder.pth"
