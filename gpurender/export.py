@@ -89,7 +89,7 @@ def cached_onnx(
     if not path.exists():
         load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
         notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent} (about 15 s)")
-        export_onnx(checkpoint, path, mode=mode)
+        export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
     return path
 
 

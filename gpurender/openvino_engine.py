@@ -68,7 +68,9 @@ class Requests:
         return len(self._requests)
 
     def __call__(self, items: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Each item's float32 inputs, without the batch axis, to the outputs of all, stacked. Nothing is copied."""
+        """Each item's float32 inputs, without the batch axis, to the outputs of all, stacked. Contiguous inputs are not
+        copied."""
+        items = [tuple(tensor.contiguous() for tensor in item) for item in items]  # alive until all requests end
         outputs = [torch.empty(len(items), *shape) for shape in self._output_shapes]
         for i, request in zip(range(len(items)), itertools.cycle(self._requests)):
             request.wait()
@@ -83,7 +85,7 @@ class Requests:
 
 
 def shared(tensor: Tensor) -> openvino.Tensor:
-    return openvino.Tensor(tensor[None].contiguous().numpy(), shared_memory=True)
+    return openvino.Tensor(tensor[None].numpy(), shared_memory=True)
 
 
 class OnnxNetwork:

@@ -63,6 +63,15 @@ def test_halves_and_tiles_change_nothing(seeded_onnx: Path, monkeypatch: pytest.
     assert torch.equal(tiled, predict(OpenVinoEngine(whole, "fp32"), *inputs))
 
 
+def test_memory_layout_does_not_matter(tiny_onnx: Path) -> None:
+    faces, audio = example_input(3, "ave")
+    engine = load_engine(tiny_onnx, device="cpu", precision="fp32")
+    strided = audio.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(
+        predict(engine, faces.to(memory_format=torch.channels_last), strided), predict(engine, faces, audio)
+    )
+
+
 def test_torch_engine_is_the_module(tiny_unet: Path, device: torch.device) -> None:
     inputs, expected = torch_picture(tiny_unet, 3)
     engine = load_engine(tiny_unet, device=device, engine="torch", precision="fp32")

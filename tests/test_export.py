@@ -95,6 +95,23 @@ def test_the_cache_is_private_and_keyed_by_content(
         cached_onnx(tiny_unet)
 
 
+def test_two_programs_may_fill_the_cache_at_once(
+    tmp_path: Path, tiny_unet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpurender.export as module
+
+    def slow(*arguments: object) -> bytes:
+        model = real(*arguments)  # pyright: ignore
+        cached_onnx(tiny_unet)  # the other program is done first
+        return model
+
+    real = module.onnx_bytes
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    calls = iter([slow, real])
+    monkeypatch.setattr(module, "onnx_bytes", lambda *arguments: next(calls)(*arguments))
+    onnx.checker.check_model(str(cached_onnx(tiny_unet)))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tensorrt_builds_an_engine_from_the_export(tmp_path: Path, seeded_unet: Path, precision: str) -> None:
     """TensorRT-RTX builds for a named GPU without having one: the export's graph is one that it accepts."""
