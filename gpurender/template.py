@@ -1,31 +1,41 @@
-"""A template directory -> frames on the device, face rectangles and the order in which frames are shown."""
+"""A template directory or package -> frames on the device, face rectangles and the order in which frames are shown."""
 
-import os
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import InputError
+from .pictures import SUFFIXES, Pictures, keep_mask, open_pictures
+from .rectangles import Rect, check_rect, face_rect, read_rectangles
+from .video import FEWEST, VideoFrames
 
 Order = Literal["bounce", "loop", "mirror"]
 CPU_MEMORY_BUDGET = 512 * 2**20
-PICTURES = (".jpg", ".jpeg", ".png")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
-ORIENTATION = 0x0112  # Exif tag; OpenCV turns pictures by it as it reads them, and so do we
+PICTURES, VIDEO = "full_body_img", "full_body_video.mp4"
+LANDMARKS = "landmarks"
+RECTANGLES = ("cache/crop_rectangles.json", "crop_rectangles.json")
+
+
+class Frames(Protocol):
+    """Where a template's frames come from: `Pictures` or `VideoFrames`."""
+
+    size: tuple[int, int]
+
+    def frames(self, indices: Sequence[int]) -> list[Tensor]:
+        """(3,H,W) uint8 RGB on the CPU, of each."""
+        ...
 
 
 class Template:
     """Frames of a person, with the face rectangle of each.
 
-    Frames are decoded once, when they are first used, and stay on the device while they fit half of `memory_budget`
-    bytes; those beyond it are decoded again at each use. What frames leave of the budget is for work on them (`Faces`).
+    Pictures are decoded once, when they are first used, and stay on the device while they fit half of `memory_budget`
+    bytes; those beyond it are decoded again at each use. So it is with a video's frames on a GPU; on a CPU, they stay
+    as the video's decoder made them, half the size. What frames leave of the budget is for work on them (`Faces`).
 
     Attributes:
         path: the directory.
@@ -40,30 +50,38 @@ class Template:
     def __init__(
         self,
         path: Path,
-        pictures: list[Path],
+        source: Frames,
         rects: Tensor,
-        masks: list[Path],
-        size: tuple[int, int],
+        masks: Pictures | None,
         device: torch.device,
         memory_budget: int,
         notes: list[str],
     ) -> None:
         self.path = path
         self.device = device
-        self.width, self.height = size
+        self.width, self.height = source.size
         self.rects = rects
-        self.parsing = bool(masks)
+        self.parsing = masks is not None
         self.notes = notes
-        self._pictures = pictures
-        self._masks = masks
-        frame_bytes = self.width * self.height * (4 if masks else 3)
-        self._resident_limit = min(memory_budget // 2 // frame_bytes, len(pictures))
-        self.memory_left = memory_budget - self._resident_limit * frame_bytes
-        self._resident: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        pixels = self.width * self.height
+        mask_bytes = pixels if masks else 0
+        half = memory_budget // 2
+        resident = masks_resident = min(half // (3 * pixels + mask_bytes), len(self))
+        self.memory_left = memory_budget - resident * (3 * pixels + mask_bytes)
+        if isinstance(source, VideoFrames):
+            if device.type == "cpu":
+                resident = 0
+                kept = masks_resident = min(half // (source.frame_bytes + mask_bytes), len(self))
+                taken = max(kept, FEWEST) * source.frame_bytes + kept * mask_bytes
+                self.memory_left = max(memory_budget - taken, 0)
+            else:  # the decoder is on the host, where this budget does not count
+                kept = min(CPU_MEMORY_BUDGET // 2 // source.frame_bytes, len(self) - resident)
+            source.cache_limit = max(kept, FEWEST)
+        self._frames = _Resident(source.frames, resident, device)
+        self._masks = _Resident(_keep_masks(masks), masks_resident, device) if masks else None
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self.rects)
 
     def __repr__(self) -> str:
         parsing = ", with parsing" if self.parsing else ""
@@ -77,23 +95,30 @@ class Template:
             parsing; on the device.
 
         Raises:
-            InputError: a picture cannot be decoded.
+            InputError: a picture or a frame of the video cannot be decoded.
         """
-        missing = [i for i in dict.fromkeys(indices) if i not in self._resident]
-        decoded = dict(zip(missing, self._decoders.map(self._decode, missing), strict=True))
-        for i in missing[: max(self._resident_limit - len(self._resident), 0)]:
-            self._resident[i] = decoded[i]
-        chosen = [self._resident.get(i) or decoded[i] for i in indices]
-        frames = torch.stack([frame for frame, _ in chosen])
-        masks = [mask for _, mask in chosen if mask is not None]
-        return frames, torch.stack(masks) if masks else None
+        return self._frames(indices), self._masks(indices) if self._masks else None
 
-    def _decode(self, i: int) -> tuple[Tensor, Tensor | None]:
-        frame = read_picture(self._pictures[i])
-        if frame.shape[1:] != (self.height, self.width):
-            raise InputError(f"{self._pictures[i]} is not {self.width}×{self.height} any more.")
-        mask = keep_mask(read_picture(self._masks[i])) if self.parsing else None
-        return frame.to(self.device), None if mask is None else mask.to(self.device)
+
+class _Resident:
+    """Reads tensors by number; the first `limit` that are read stay on the device, others are read at each use."""
+
+    def __init__(self, read: Callable[[list[int]], list[Tensor]], limit: int, device: torch.device) -> None:
+        self._read = read
+        self._limit = limit
+        self._device = device
+        self._there: dict[int, Tensor] = {}
+
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        missing = [i for i in dict.fromkeys(indices) if i not in self._there]
+        new = {i: tensor.to(self._device) for i, tensor in zip(missing, self._read(missing), strict=True)}
+        for i in missing[: max(self._limit - len(self._there), 0)]:
+            self._there[i] = new[i]
+        return torch.stack([new[i] if i in new else self._there[i] for i in indices])
+
+
+def _keep_masks(masks: Pictures) -> Callable[[list[int]], list[Tensor]]:
+    return lambda indices: [keep_mask(parsing) for parsing in masks.frames(indices)]
 
 
 def open_template(
@@ -103,39 +128,58 @@ def open_template(
     parsing: bool | None = None,
     memory_budget: int | None = None,
 ) -> Template:
-    """Open a SyncTalk_2D template directory and check all of it but the pictures' pixels.
+    """Open a SyncTalk_2D template directory or a template package, and check all of it but the frames' pixels.
 
-    The directory holds `full_body_img/<i>.jpg` (or .jpeg, .png), `landmarks/<i>.lms` and, optionally,
+    A directory holds `full_body_img/<i>.jpg` (or .jpeg, .png), `landmarks/<i>.lms` and, optionally,
     `parsing/<i>.png`. Numbers may have gaps and may start at 1 for pictures and at 0 for landmarks; the last frame may
-    lack landmarks and is then left out. Other files are ignored.
+    lack landmarks and is then left out.
+
+    A package holds `full_body_video.mp4`, `cache/crop_rectangles.json` (or that beside the video; or
+    `landmarks/<i>.lms`) and, optionally, `parsing/<i>.png`. Its frames are numbered from 0; the last may lack a
+    rectangle and is then left out. Where there are pictures too, they are the frames. Other files are ignored.
 
     Args:
         path: the directory.
-        device: where frames are decoded to.
+        device: where frames are put.
         parsing: use the parsing masks; None uses them if they are there.
         memory_budget: bytes to spend on the device on decoded frames and work on them that is worth keeping; None is
-            512 MiB on a CPU, half of the free memory on a GPU.
+            512 MiB on a CPU, half of the free memory on a GPU. A few frames of a video are kept whatever it is.
 
     Raises:
         InputError: something in the directory is missing, does not match or cannot be used; the message names it.
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{path}: there is no such template directory.")
-    pictures = numbered(path / "full_body_img", PICTURES, "frames")
-    landmarks = numbered(path / "landmarks", (".lms",), "landmark files")
+        raise InputError(f"{path}: there is no such template directory. The bundled one is called avatar.")
     notes: list[str] = []
-    pairs = pair(path, pictures, landmarks, notes)
-    masks = find_masks(path, [number for number, _ in pairs], pictures, parsing)
-    frames = [pictures[number] for number, _ in pairs]
-    size = check_sizes(frames, masks)
-    rects = [face_rect(landmarks[number]) for _, number in pairs]
-    for frame, rect in zip(frames, rects, strict=True):
-        check_rect(frame, rect, size)
+    if (path / PICTURES).is_dir():
+        pictures = numbered(path / PICTURES, SUFFIXES, "frames")
+        names = {number: file.name for number, file in pictures.items()}
+        rects = landmark_rects(path, names, notes)
+        source = open_pictures([pictures[number] for number in rects])
+        whose = names[next(iter(rects))]
+        if (path / VIDEO).is_file():
+            notes.append(f"the frames are those of {PICTURES}; {VIDEO} is not used")
+    elif (path / VIDEO).is_file():
+        source = VideoFrames(path / VIDEO)
+        names = {number: str(number) for number in range(len(source))}
+        table = next((path / name for name in RECTANGLES if (path / name).is_file()), None)
+        if table is None and not (path / LANDMARKS).is_dir():
+            raise InputError(f"{path} has no face rectangles: {RECTANGLES[0]} is missing, and {LANDMARKS}/0.lms … too.")
+        rects = table_rects(table, len(source), notes) if table else landmark_rects(path, names, notes)
+        whose = VIDEO
+    else:
+        raise InputError(
+            f"{path} is no template: it holds neither pictures, {PICTURES}/0.jpg …, nor a package's {VIDEO}."
+        )
+    for number, rect in rects.items():
+        check_rect(names[number], rect, source.size)
+    files = find_masks(path, {number: names[number] for number in rects}, parsing)
+    masks = open_pictures(files, like=(whose, source.size)) if files else None
     device = torch.device(device)
     if memory_budget is None:
         memory_budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_MEMORY_BUDGET
-    return Template(path, frames, torch.tensor(rects), masks, size, device, memory_budget, notes)
+    return Template(path, source, torch.tensor(list(rects.values())), masks, device, memory_budget, notes)
 
 
 # --- which files belong together -------------------------------------------------------------------------------------
@@ -157,17 +201,19 @@ def numbered(directory: Path, suffixes: tuple[str, ...], what: str) -> dict[int,
     return dict(sorted(found.items()))
 
 
-def pair(path: Path, pictures: dict[int, Path], landmarks: dict[int, Path], notes: list[str]) -> list[tuple[int, int]]:
-    """(picture's number, landmarks' number) of each frame, in order."""
-    shift = numbering_shift(pictures, landmarks)
+def landmark_rects(path: Path, names: dict[int, str], notes: list[str]) -> dict[int, Rect]:
+    """The face rectangle of each frame, by its number, from the landmark files."""
+    landmarks = numbered(path / LANDMARKS, (".lms",), "landmark files")
+    shift = numbering_shift(names, landmarks)
     if shift:
         notes.append("pictures are numbered from 1, landmarks from 0: paired in order")
-    pairs = [(number, number - shift) for number in pictures]
-    if len(pairs) > 1 and pairs[-1][1] not in landmarks:
-        notes.append(f"the last frame, {pictures[pairs[-1][0]].name}, has no landmarks and is left out")
-        del pairs[-1]
-    without = [pictures[number].name for number, mate in pairs if mate not in landmarks]
-    unused = sorted(landmarks.keys() - {mate for _, mate in pairs})
+    mates = {number: number - shift for number in names}
+    last = max(names)
+    if len(names) > 1 and mates[last] not in landmarks:
+        notes.append(f"the last frame, {names[last]}, has no landmarks and is left out")
+        del mates[last]
+    without = [names[number] for number, mate in mates.items() if mate not in landmarks]
+    unused = sorted(landmarks.keys() - set(mates.values()))
     if without or unused:
         details = []
         if without:
@@ -175,116 +221,44 @@ def pair(path: Path, pictures: dict[int, Path], landmarks: dict[int, Path], note
         if unused:
             details.append(f"no frame for {listed([landmarks[number].name for number in unused])}")
         raise InputError(
-            f"{path} has {len(pictures)} frames and {len(landmarks)} landmark files that do not match: "
+            f"{path} has {len(names)} frames and {len(landmarks)} landmark files that do not match: "
             + "; ".join(details)
             + "."
         )
-    return pairs
+    return {number: face_rect(landmarks[mate]) for number, mate in mates.items()}
 
 
-def numbering_shift(pictures: dict[int, Path], others: dict[int, Path]) -> int:
+def table_rects(file: Path, frames: int, notes: list[str]) -> dict[int, Rect]:
+    """The face rectangle of each frame of a package, from its table."""
+    rects = read_rectangles(file)
+    if frames not in (len(rects), len(rects) + 1):
+        raise InputError(f"{file} has {len(rects)} rectangles, but {VIDEO} has {frames} frames: they do not match.")
+    if frames > len(rects):
+        notes.append(f"the last frame, {len(rects)}, has no rectangle and is left out")
+    return dict(enumerate(rects))
+
+
+def numbering_shift(pictures: Iterable[int], others: Iterable[int]) -> int:
     """1 where pictures are counted from 1 beside others counted from 0: the same frames in the same order."""
     return 1 if min(pictures) == 1 and min(others) == 0 else 0
 
 
-def find_masks(path: Path, numbers: list[int], pictures: dict[int, Path], parsing: bool | None) -> list[Path]:
+def find_masks(path: Path, names: dict[int, str], parsing: bool | None) -> list[Path]:
     directory = path / "parsing"
     if parsing is False or (parsing is None and not directory.is_dir()):
         return []
     masks = numbered(directory, (".png",), "parsing masks")
-    shift = numbering_shift(pictures, masks)
-    without = [pictures[number].name for number in numbers if number - shift not in masks]
+    shift = numbering_shift(names, masks)
+    without = [name for number, name in names.items() if number - shift not in masks]
     if without:
         raise InputError(
             f"{directory} has no mask for {listed(without)}; give --no-parsing to render without the masks."
         )
-    return [masks[number - shift] for number in numbers]
+    return [masks[number - shift] for number in names]
 
 
 def listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-
-def check_sizes(frames: list[Path], masks: list[Path]) -> tuple[int, int]:
-    """Read the headers only: (width, height), the same for all."""
-    size = picture_size(frames[0])
-    for file in (*frames[1:], *masks):
-        if (other := picture_size(file)) != size:
-            raise InputError(
-                f"{file} is {other[0]}×{other[1]}, but {frames[0].name} is {size[0]}×{size[1]}: "
-                "all frames and masks of a template have one size."
-            )
-    return size
-
-
-def picture_size(file: Path) -> tuple[int, int]:
-    try:
-        with Image.open(file) as picture:
-            exif = Image.Image.getexif(picture)  # a PNG's own getexif decodes all of the picture
-            turned = exif.get(ORIENTATION, 1) >= 5
-            width, height = picture.size
-    except UNREADABLE as error:
-        reason = "not a JPEG or PNG picture" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{file} cannot be read ({reason}).") from None
-    return (height, width) if turned else (width, height)
-
-
-def read_picture(file: Path) -> Tensor:
-    """(3,H,W) uint8 RGB on the CPU; the same pixels as OpenCV's."""
-    try:
-        with Image.open(file) as picture:
-            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except UNREADABLE as error:
-        raise InputError(f"{file} is corrupt or truncated ({error}).") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def keep_mask(parsing: Tensor) -> Tensor:
-    """(H,W) bool: where a parsing picture (3,H,W) RGB is red (255,0,0) or white, the template's pixel stays."""
-    red, green, blue = parsing
-    return (red == 255) & (green == blue) & ((green == 0) | (green == 255))
-
-
-# --- landmarks -------------------------------------------------------------------------------------------------------
-
-LEFT, RIGHT, BOTTOM = 1, 31, 52
-"""Landmarks that bound the face: x0 from 1, x1 from 31, y0 from 52."""
-
-Rect = tuple[int, int, int, int]
-
-
-def face_rect(file: Path) -> Rect:
-    """The face rectangle `(x0,y0,x1,y1)`, half-open, from a landmark file: x0 = lms[1].x, y0 = lms[52].y, square."""
-    try:
-        lines = file.read_text("ascii").split("\n")
-    except (UnicodeDecodeError, OSError):
-        raise InputError(f"{file} is not a text file of landmarks, one `x y` a line.") from None
-    points = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            x, y = (int(np.float32(value)) for value in line.split())  # read as float32 and cut, as the reference does
-        except (ValueError, OverflowError):
-            raise InputError(f"{file}, line {number}: {line.strip()[:40]!r} is not a point `x y`.") from None
-        points.append((x, y))
-    if len(points) <= BOTTOM:
-        raise InputError(f"{file} has {len(points)} points; at least {BOTTOM + 1} are needed.")
-    x0, x1, y0 = points[LEFT][0], points[RIGHT][0], points[BOTTOM][1]
-    return x0, y0, x1, y0 + (x1 - x0)
-
-
-def check_rect(frame: Path, rect: Rect, size: tuple[int, int]) -> None:
-    x0, y0, x1, y1 = rect
-    width, height = size
-    if x1 <= x0:
-        kind = "empty" if x1 == x0 else "inverted"
-        raise InputError(f"frame {frame.name}: the face rectangle {rect} is {kind}; landmark 31 must be right of 1.")
-    if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        raise InputError(f"frame {frame.name}: the face rectangle {rect} leaves the frame of {width}×{height}.")
 
 
 # --- the order of frames ---------------------------------------------------------------------------------------------

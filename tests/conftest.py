@@ -1,13 +1,20 @@
 """Fixtures: small synthetic templates, sounds and networks, made on the spot; and where the reference's files are."""
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
+import av
+import cv2
 import numpy as np
 import pytest
 import soundfile
 import torch
+from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
 from PIL import Image
 from seeds import seeded_weights
 
@@ -120,6 +127,28 @@ def parsing_mask(width: int, height: int) -> np.ndarray:
     return mask
 
 
+NO_POINTS = [(0.0, 0.0)] * 53
+
+
+def write_points(path: Path, points: list[Any], line: str = "{} {}", end: str = "\n") -> Path:
+    file = path / "0.lms"
+    file.write_bytes(end.join(line.format(*point) for point in points).encode())
+    return file
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def opencv(file: Path) -> np.ndarray:
+    """(3,H,W) RGB, as OpenCV reads it."""
+    pixels = cv2.imread(str(file))
+    assert pixels is not None
+    return pixels[..., ::-1].transpose(2, 0, 1)
+
+
 MakeTemplate = Callable[..., Path]
 
 
@@ -142,6 +171,80 @@ def make_template(tmp_path: Path) -> MakeTemplate:
             (path / "landmarks" / f"{i}.lms").write_text(landmarks(x0, y0, x0 + side))
             if parsing:
                 Image.fromarray(parsing_mask(width, height)).save(path / "parsing" / f"{i}.png")
+        return path
+
+    return make
+
+
+def numbered_picture(width: int, height: int, number: int) -> np.ndarray:
+    """`picture`, with its number below 256 in its upper left corner: eight squares, white for 1, lowest bit first."""
+    pixels = picture(width, height, number)
+    for bit in range(8):
+        pixels[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
+    return pixels
+
+
+def read_number(pixels: np.ndarray) -> int:
+    """The number in a `numbered_picture` (3,H,W)."""
+    return sum(int(pixels[:, :8, 8 * bit : 8 * bit + 8].mean() > 128) << bit for bit in range(8))
+
+
+def write_video(
+    file: Path,
+    frames: int = 40,
+    width: int = 96,
+    height: int = 80,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    times: Sequence[int] | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    turned: int = 0,
+    sound: bool = False,
+) -> Path:
+    """A video of numbered pictures; `times` of frames and of packets are in `time_base`."""
+    with av.open(str(file.absolute()), "w", container_options=container_options or {}) as container:
+        stream = cast(VideoStream, container.add_stream(codec, rate=25, options=options or {}))
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.codec_context.time_base = time_base
+        if turned:
+            stream.set_display_rotation(turned)
+        track = cast(AudioStream, container.add_stream("aac", rate=16000, layout="mono")) if sound else None
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(width, height, i)).reformat(format=pixel_format)
+            frame.pts, frame.time_base = times[i] if times else i, time_base
+            container.mux(stream.encode(frame))
+            if track is not None:
+                noise = av.AudioFrame.from_ndarray(np.zeros((1, 640), np.float32), "fltp", "mono")
+                noise.sample_rate, noise.pts = 16000, 640 * i
+                container.mux(track.encode(noise))
+        container.mux(stream.encode(None))
+        if track is not None:
+            container.mux(track.encode(None))
+    return file
+
+
+def write_rectangles(file: Path, rects: Iterable[Sequence[float]]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({str(i): {"rect": list(rect), "score": 0.9} for i, rect in enumerate(rects)}))
+    return file
+
+
+@pytest.fixture
+def make_package(tmp_path: Path) -> MakeTemplate:
+    def make(
+        name: str = "vera", frames: int = 12, rects: int | None = None, parsing: bool = False, **video: Any
+    ) -> Path:
+        path = tmp_path / name
+        path.mkdir()
+        write_video(path / "full_body_video.mp4", frames, **{"width": 160, "height": 120, **video})
+        count = frames if rects is None else rects
+        write_rectangles(path / "cache/crop_rectangles.json", [(30 + i, 20, 110 + i, 110) for i in range(count)])
+        if parsing:
+            (path / "parsing").mkdir()
+            for i in range(frames):
+                Image.fromarray(parsing_mask(160, 120)).save(path / "parsing" / f"{i}.png")
         return path
 
     return make

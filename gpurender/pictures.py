@@ -1,0 +1,89 @@
+"""Picture files -> pixels, and parsing pictures -> keep masks."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
+ORIENTATION = 0x0112  # Exif tag; OpenCV turns pictures by it as it reads them, and so do we
+
+
+class Pictures:
+    """Picture files of one size, decoded at each use.
+
+    Attributes:
+        size: (width, height) in pixels.
+    """
+
+    def __init__(self, files: list[Path], size: tuple[int, int]) -> None:
+        self.size = size
+        self._files = files
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def frames(self, indices: Sequence[int]) -> list[Tensor]:
+        """(3,H,W) uint8 RGB on the CPU, of each.
+
+        Raises:
+            InputError: a picture cannot be decoded, or has another size by now.
+        """
+        return list(self._decoders.map(self._decode, indices))
+
+    def _decode(self, i: int) -> Tensor:
+        frame = read_picture(self._files[i])
+        width, height = self.size
+        if frame.shape[1:] != (height, width):
+            raise InputError(f"{self._files[i]} is not {width}×{height} any more.")
+        return frame
+
+
+def open_pictures(files: list[Path], like: tuple[str, tuple[int, int]] | None = None) -> Pictures:
+    """Pictures of one size, checked by their headers only: that of the first, or that of `like`, a name and a size."""
+    whose, size = like or (files[0].name, picture_size(files[0]))
+    for file in files:
+        if (other := picture_size(file)) != size:
+            raise InputError(
+                f"{file} is {other[0]}×{other[1]}, but {whose} is {size[0]}×{size[1]}: "
+                "all frames and masks of a template have one size."
+            )
+    return Pictures(files, size)
+
+
+def picture_size(file: Path) -> tuple[int, int]:
+    """(width, height) of a picture file, by its header."""
+    try:
+        with Image.open(file) as picture:
+            exif = Image.Image.getexif(picture)  # a PNG's own getexif decodes all of the picture
+            turned = exif.get(ORIENTATION, 1) >= 5
+            width, height = picture.size
+    except UNREADABLE as error:
+        reason = "not a JPEG or PNG picture" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{file} cannot be read ({reason}).") from None
+    return (height, width) if turned else (width, height)
+
+
+def read_picture(file: Path) -> Tensor:
+    """(3,H,W) uint8 RGB on the CPU; the same pixels as OpenCV's."""
+    try:
+        with Image.open(file) as picture:
+            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except UNREADABLE as error:
+        raise InputError(f"{file} is corrupt or truncated ({error}).") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def keep_mask(parsing: Tensor) -> Tensor:
+    """(H,W) bool: where a parsing picture (3,H,W) RGB is red (255,0,0) or white, the template's pixel stays."""
+    red, green, blue = parsing
+    return (red == 255) & (green == blue) & ((green == 0) | (green == 255))

@@ -1,0 +1,128 @@
+import io
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import opencv, picture, turned
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from gpurender import InputError
+from gpurender.pictures import keep_mask, read_picture
+
+PHOTO = picture(117, 83, 3)
+RGBA = np.dstack([PHOTO, picture(117, 83, 9)[..., 0]])
+ENCODED: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
+    "4:4:4": (PHOTO, "JPEG", {"subsampling": "4:4:4"}),
+    "4:2:2": (PHOTO, "JPEG", {"subsampling": "4:2:2"}),
+    "4:2:0": (PHOTO, "JPEG", {"subsampling": "4:2:0"}),
+    "poor": (PHOTO, "JPEG", {"quality": 15}),
+    "best": (PHOTO, "JPEG", {"quality": 100}),
+    "progressive": (PHOTO, "JPEG", {"progressive": True}),
+    "grey": (PHOTO[..., 0], "JPEG", {}),
+    **{f"turned {i}": (PHOTO, "JPEG", {"exif": turned(i)}) for i in range(1, 9)},
+    "png": (PHOTO, "PNG", {}),
+    "grey png": (PHOTO[..., 0], "PNG", {}),
+    "rgba": (RGBA, "PNG", {}),
+    "grey and alpha": (PHOTO[..., :2], "PNG", {}),
+    "one bit": (PHOTO[..., 0] > 128, "PNG", {}),
+    "turned png": (PHOTO, "PNG", {"exif": turned(6)}),
+}
+
+
+def encode(path: Path, name: str) -> Path:
+    pixels, kind, options = ENCODED[name]
+    file = path / f"0.{'jpg' if kind == 'JPEG' else 'png'}"
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_pixels_are_opencvs(tmp_path: Path, name: str) -> None:
+    file = encode(tmp_path, name)
+    pixels = read_picture(file)
+    assert pixels.is_contiguous()
+    np.testing.assert_array_equal(pixels.numpy(), opencv(file))
+
+
+def test_palette_pixels_are_opencvs(tmp_path: Path) -> None:
+    Image.fromarray(PHOTO).quantize(50).save(tmp_path / "0.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "0.png").numpy(), opencv(tmp_path / "0.png"))
+
+
+def dali(paths: list[Path]) -> list[np.ndarray]:
+    """(H,W,3) RGB of each picture, as DALI's decoder reads it on a CPU."""
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    pipe = Pipeline(batch_size=len(paths), num_threads=1, device_id=None)
+    with pipe:
+        encoded, _ = fn.readers.file(files=[str(path) for path in paths])
+        pictures = fn.decoders.image(
+            encoded, device="cpu", output_type=types.DALIImageType.RGB, jpeg_fancy_upsampling=True
+        )
+        pipe.set_outputs(pictures)
+    pipe.build()
+    (batch,) = pipe.run()
+    return [np.array(batch.at(i)) for i in range(len(paths))]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
+def test_pixels_are_dalis(tmp_path: Path) -> None:
+    paths = []
+    for i, name in enumerate(ENCODED):
+        (tmp_path / str(i)).mkdir()
+        paths.append(encode(tmp_path / str(i), name))
+    for name, path, pixels in zip(ENCODED, paths, dali(paths), strict=True):
+        np.testing.assert_array_equal(read_picture(path).permute(1, 2, 0).numpy(), pixels, err_msg=name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
+def test_sample_pixels_are_dalis(shared: Path) -> None:
+    paths = [shared / "sample" / "template" / "full_body_img" / f"{i}.jpg" for i in range(0, 24, 8)]
+    paths += [shared / "sample" / "template" / "parsing" / f"{i}.png" for i in (0, 23)]
+    for path, pixels in zip(paths, dali(paths), strict=True):
+        np.testing.assert_array_equal(read_picture(path).permute(1, 2, 0).numpy(), pixels, err_msg=path.name)
+
+
+def assert_kept(parsing: np.ndarray) -> None:
+    keep = keep_mask(torch.from_numpy(parsing))
+    assert keep.shape == parsing.shape[1:]
+    for y, x in np.ndindex(*keep.shape):
+        assert bool(keep[y, x]) == (tuple(parsing[:, y, x].tolist()) in {(255, 0, 0), (255, 255, 255)})
+
+
+@settings(deadline=None)
+@given(arrays(np.uint8, (3, 5, 7), elements=st.sampled_from([0, 1, 254, 255]), fill=st.nothing()))
+def test_red_and_white_are_kept(parsing: np.ndarray) -> None:
+    assert_kept(parsing)
+
+
+def test_colours_next_to_red_and_white_are_not_kept() -> None:
+    levels = [0, 1, 127, 254, 255]
+    assert_kept(np.array(list(itertools.product(levels, repeat=3)), np.uint8).T.reshape(3, 5, 25))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_damaged_pictures_are_read_or_told(tmp_path: Path, kind: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(PHOTO).save(stream, kind, exif=turned(6))
+    random = np.random.default_rng(5)
+    told = 0
+    for i in range(200):
+        content = bytearray(stream.getvalue())
+        for _ in range(3):
+            content[random.integers(200 if i % 2 else len(content))] = random.integers(256)
+        (tmp_path / "0.jpg").write_bytes(content)
+        try:
+            read_picture(tmp_path / "0.jpg")
+        except InputError:
+            told += 1
+    assert told > 20
