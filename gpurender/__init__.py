@@ -6,6 +6,7 @@ from .encode import write_frames
 from .engine import Engine, load_audio_engine, load_engine, predict
 from .errors import DeviceError, InputError, OutputError
 from .export import export_onnx
+from .find import find_sound, find_template
 from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
 from .paste import paste_faces
 from .render import Summary, make, render
@@ -24,6 +25,8 @@ __all__ = [
     "crop_faces",
     "export_onnx",
     "face_input",
+    "find_sound",
+    "find_template",
     "frame_order",
     "load_audio_encoder",
     "load_audio_engine",

@@ -59,14 +59,16 @@ def main() -> None:
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="SyncTalk_2D template: full_body_img/0.jpg …, landmarks/0.lms …, and parsing/0.png … if there.",
+    help="SyncTalk_2D template: full_body_img/0.jpg …, landmarks/0.lms …, and parsing/0.png … if there. Or a package: "
+    "full_body_video.mp4, cache/crop_rectangles.json. Or avatar: the bundled drawing of a person.",
 )
 @click.option(
     "--audio",
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Speech: any sound file or a video with sound; or its features, .npy or .bin with .bin.json.",
+    help="Speech: any sound file or a video with sound; or its features, .npy or .bin with .bin.json. Or hello: a "
+    "bundled recording.",
 )
 @click.option(
     "--out",
@@ -153,7 +155,11 @@ def make(template: Path, audio: Path, out: Path | None, memory: int | None, quie
     """Render a talking video.
 
     \b
-    The shortest form finds the networks beside the template:
+    With nothing of your own yet, the bundled avatar says hello; then have it speak your sound:
+      gpurender make --template avatar --audio hello
+      gpurender make --template avatar --audio speech.wav
+    \b
+    The networks are found beside a template:
       gpurender make --template dataset/anna --audio speech.wav
     \b
     With networks of your own, to a file of your choice:

@@ -1,10 +1,14 @@
-"""Where the networks are that belong to a template, when nobody says."""
+"""Where things are: the bundled template and recording, and the networks that belong to a template."""
 
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from .errors import InputError
+
+BUNDLED = Path(__file__).parent / "demo" / "files"
+AVATAR, HELLO = "avatar", "hello"
 
 NETWORKS = tuple(
     directory + name
@@ -18,15 +22,31 @@ AUDIO_ENCODERS = tuple(
 )
 
 
-def find_network(template: str | Path) -> Path:
+def find_template(name: str | Path) -> Path:
+    """The path itself; `avatar` is the bundled template, a drawn person, where there is no directory of that name."""
+    path = Path(name)
+    return BUNDLED / AVATAR if str(name) == AVATAR and not path.exists() else path
+
+
+def find_sound(name: str | Path) -> Path:
+    """The path itself; `hello` is the bundled recording, a synthetic voice, where there is no file of that name."""
+    path = Path(name)
+    return BUNDLED / f"{HELLO}.flac" if str(name) == HELLO and not path.exists() else path
+
+
+def find_network(template: str | Path, prefer: Literal[".onnx", ".pth"] = ".onnx") -> Path:
     """The U-Net of a template: one of `NETWORKS` in its directory, or, where the template is `dataset/<name>` of a
     SyncTalk_2D tree, the checkpoint with the highest number in `checkpoint/<name>`.
+
+    Args:
+        template: its directory.
+        prefer: which kind to take where there are both.
 
     Raises:
         InputError: there is none.
     """
     template = Path(os.path.abspath(template))  # a link to a template keeps its own place
-    for name in NETWORKS:
+    for name in sorted(NETWORKS, key=lambda name: (name.startswith("models/"), not name.endswith(prefer))):
         if (template / name).is_file():
             return template / name
     checkpoints = template.parent.parent / "checkpoint" / template.name

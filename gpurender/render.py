@@ -24,7 +24,7 @@ from .crop import crop_faces, face_input
 from .encode import ENCODERS, Codec, check_destination, is_pattern, write_frames
 from .engine import Engine, EngineName, Precision, load_audio_engine, load_engine, resolve_device
 from .faces import Faces
-from .find import find_audio_encoder, find_network
+from .find import find_audio_encoder, find_network, find_sound, find_template
 from .network import Encoded
 from .paste import paste_faces
 from .prefetch import prefetch
@@ -149,8 +149,8 @@ def make(
     """Render a talking video: everything that `gpurender make` does.
 
     Args:
-        template: a template directory, see `open_template`.
-        audio: sound or features, see `load_features`.
+        template: a template directory, see `open_template`; or `avatar`, the bundled one.
+        audio: sound or features, see `load_features`; or `hello`, the bundled recording.
         out: see `write_frames`; None is `<template>_<audio>.mp4` in the working directory.
         model, audio_encoder: the networks; None looks where `find_network` and `find_audio_encoder` say.
         sound: what is heard in the video; None is `audio`, if that is sound.
@@ -166,14 +166,15 @@ def make(
     """
     began = time.perf_counter()
     progress = progress or Silent()
-    audio = Path(audio)
+    template, audio = find_template(template), find_sound(audio)
     out = Path(out) if out is not None else Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4")
     check_destination(out, frames=0, codec=codec, quality=quality, overwrite=overwrite)
     place = resolve_device(device)
 
     person = open_template(template, device=place, parsing=parsing, memory_budget=memory_budget)
     frame_order(len(person), range(1), order, start_frame)
-    network = Path(model) if model is not None else find_network(template)
+    torch_runs_it = engine == "torch" or (engine == "auto" and place.type == "cuda")
+    network = Path(model) if model is not None else find_network(template, ".pth" if torch_runs_it else ".onnx")
     encoder = None
     if audio.suffix.lower() not in FEATURE_FILES:
         encoder = load_audio_engine(audio_encoder or find_audio_encoder(template), place)

@@ -140,7 +140,7 @@ def snapshot() -> dict[str, bytes]:
 def test_bad_templates(run: Run, anna: Path, make_template: MakeTemplate, speech: Path) -> None:
     refused(run, "no such template directory", "--template", "nobody", "--audio", speech)
     Path("empty").mkdir()
-    refused(run, "empty/full_body_img is missing", "--template", "empty", "--audio", speech)
+    refused(run, "empty is no template: it holds neither pictures", "--template", "empty", "--audio", speech)
     (anna / "landmarks" / "1.lms").unlink()
     (anna / "landmarks" / "2.lms").unlink()
     unequal = "5 frames and 3 landmark files that do not match: no landmarks for 1.jpg, 2.jpg"

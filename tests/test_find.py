@@ -31,6 +31,15 @@ def test_each_network_is_found(template: Path, name: str) -> None:
     assert find_network(str(template)) == template / name
 
 
+def test_the_preferred_kind_is_taken_where_there_are_both(template: Path) -> None:
+    for name in NETWORKS[4:]:
+        (template / name).touch()
+    assert find_network(template) == template / "models" / "generator.onnx"
+    assert find_network(template, ".pth") == template / "models" / "unet.pth"
+    (template / "unet.onnx").touch()
+    assert find_network(template, ".pth") == template / "unet.onnx"  # beside the frames comes before models/
+
+
 @pytest.mark.parametrize("name", AUDIO_ENCODERS)
 def test_each_audio_encoder_is_found(template: Path, name: str) -> None:
     (template / name).touch()

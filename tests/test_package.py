@@ -21,6 +21,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     modules = {f"gpurender/{file.name}" for file in (ROOT / "gpurender").glob("*.py")}
     assert modules <= set(names)
+    demo = ROOT / "gpurender" / "demo"
+    bundled = [file for file in demo.rglob("*") if file.is_file() and not {"training", "__pycache__"} & {*file.parts}]
+    assert {str(file.relative_to(ROOT)) for file in bundled} <= set(names)
+    assert not any("training" in name for name in names)
     assert all(name.startswith(("gpurender/", "gpurender-")) for name in names)
 
 
@@ -43,5 +47,5 @@ def test_kernels_is_not_a_top_level_module() -> None:
 
 def test_the_readmes_tree_names_every_module() -> None:
     readme = (ROOT / "README.md").read_text()
-    for file in (ROOT / "gpurender").glob("*.py"):
+    for file in [*(ROOT / "gpurender").glob("*.py"), *(ROOT / "gpurender" / "demo").glob("[a-z]*.py")]:
         assert re.search(rf"^\s+{re.escape(file.name)}\s", readme, re.MULTILINE), f"{file.name} is not in the README"

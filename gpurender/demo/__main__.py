@@ -1,0 +1,53 @@
+"""`python -m gpurender.demo`: make the bundled avatar anew, and measure how it speaks."""
+
+from pathlib import Path
+
+import click
+
+from ..engine import resolve_device
+from ..errors import DeviceError
+from ..find import BUNDLED
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The bundled avatar: its drawing, its voice and its networks."""
+
+
+@main.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=BUNDLED, help="Directory.  [default: the bundle]"
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to train.")
+@click.option("--seed", default=0, show_default=True, help="Of all that is random.")
+@click.option(
+    "--share", type=click.FloatRange(0.001, 1), default=1.0, show_default=True, help="Of the training, for a trial."
+)
+def build(out: Path, device: str, seed: int, share: float) -> None:
+    """Draw the template, speak the sentences, train both networks and write them.
+
+    Takes about an hour on two processor cores. What was learnt so far is kept in OUT/training: run it again to go on
+    after an interruption, and delete that directory to begin anew.
+    """
+    from .build import build as build_bundle
+
+    try:
+        place = resolve_device(device)
+    except DeviceError as error:
+        raise click.UsageError(str(error)) from None
+    build_bundle(out, place, seed, share)
+    click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.option("--bundle", type=click.Path(path_type=Path, exists=True), default=BUNDLED, help="What `build` made.")
+def measure(bundle: Path) -> None:
+    """Render sentences and voices that were not learnt, and say how right the mouth is: a line for each."""
+    from .measure import measure_held_out
+
+    for line in measure_held_out(bundle):
+        click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

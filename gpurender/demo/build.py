@@ -1,0 +1,139 @@
+"""START HERE: everything that is bundled, made from nothing.
+
+template  160 frames of the drawn person, mouth shut, with landmarks     scene.py, character.py, paint.py
+speech    random sentences by many voices of espeak-ng                   corpus.py, speech.py
+mouth     what the lips do at those phonemes                             mouth.py
+hearing   audio encoder and audio model: from mel to the mouth           hearing.py
+talking   the U-Net: from template and what is heard to the picture      talking.py
+measure   sentences and voices that were not learnt, rendered            measure.py
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..crop import crop_faces
+from ..encode import write_frames
+from ..export import export_onnx
+from ..network import UNet
+from ..output import complete_or_absent
+from ..rectangles import face_rect
+from ..template import open_template
+from .character import REST, Head
+from .corpus import FPS, training_recordings
+from .hearing import Hearing, train_hearing
+from .measure import rendered
+from .scene import FRAMES, draw, pose
+from .speech import Speech, speak
+from .talking import UNET_WIDTHS, portraits, train_talking
+
+HELLO = (
+    "Hello! I am the avatar of gpurender. Nobody ever filmed me: I am a drawing, and this voice is a machine's. "
+    "But my lips move by the real path. Bring your own face, and your own voice, and press enter."
+)
+HELLO_VOICE, HELLO_WORDS_PER_MINUTE = "en-us+f2", 158
+PICTURED_SECONDS = (0.2, 0.72, 1.6, 2.6)
+
+SENTENCES = 3000
+HEARING_ROUNDS = ((1300, 3e-3, 0.0), (1000, 1.5e-3, 0.3))
+"""Steps, highest learning rate, share of sound that is heard as it is: the second round learns true silence, too."""
+WHOLE_STEPS, WINDOW_STEPS = 220, 1500
+
+
+def build(out: Path, device: torch.device, seed: int = 0, share: float = 1.0) -> None:
+    """Make the avatar's template package, its networks and its recording in a directory.
+
+    Args:
+        out: gets `avatar/` and `hello.flac`; what is there is written over. `training/` in it keeps what was learnt, so
+            that a build which was interrupted goes on from there.
+        device: where to train.
+        seed: of all that is random.
+        share: of the usual amount of training, for a trial.
+    """
+    avatar, training = out / "avatar", out / "training"
+    training.mkdir(parents=True, exist_ok=True)
+    write_template(avatar)
+    hello = speak(HELLO, HELLO_VOICE, HELLO_WORDS_PER_MINUTE, pause_seconds=0.4)
+    soundfile.write(out / "hello.flac", hello.samples, hello.sample_rate, "PCM_16")
+    recordings = training_recordings(max(40, int(SENTENCES * share)), seed)
+
+    torch.manual_seed(seed)
+    hearing = Hearing()
+    for number, (steps, rate, clean) in enumerate(HEARING_ROUNDS, 1):
+        teach = partial(train_hearing, hearing, recordings, int(steps * share), rate, clean, device, seed + number)
+        hearing = learnt(training / f"hearing{number}.pth", Hearing(), teach)
+    template = open_template(avatar)
+    crops = torch.cat([crop_faces(template.frames([i])[0], template.rects[i : i + 1]) for i in range(len(template))])
+    whole, window = int(WHOLE_STEPS * share), int(WINDOW_STEPS * share)
+
+    def talk() -> UNet:
+        data = portraits(crops, template.rects.tolist(), hearing, recordings, seed)
+        return train_talking(data, hearing, whole, window, device, seed)
+
+    unet = learnt(training / "talking.pth", UNet(**UNET_WIDTHS), talk)
+    save(hearing.encoder, avatar / "models" / "audio_encoder.pth")
+    save(unet, avatar / "models" / "generator.pth")
+    export_onnx(avatar / "models" / "generator.pth", avatar / "models" / "generator.onnx", overwrite=True)
+    write_picture(out / "hello.jpg", hello, out)
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def learnt(file: Path, like: Network, train: Callable[[], Network]) -> Network:
+    """Train, and keep the weights in a file; or take them from there."""
+    if not file.exists():
+        save(train(), file)
+    like.load_state_dict(torch.load(file, weights_only=True))
+    return like.eval()
+
+
+def save(network: nn.Module, file: Path) -> None:
+    with complete_or_absent(file, overwrite=True) as name:
+        torch.save({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, name)
+
+
+def write_template(avatar: Path) -> None:
+    """The template as a package: video, rectangles and landmarks."""
+    for directory in ("cache", "landmarks", "models"):
+        (avatar / directory).mkdir(parents=True, exist_ok=True)
+    rects = {}
+    for frame in range(FRAMES):
+        file = avatar / "landmarks" / f"{frame}.lms"
+        file.write_text("".join(f"{x:.1f} {y:.1f}\n" for x, y in landmarks(frame)), "ascii")
+        rects[str(frame)] = {"rect": list(face_rect(file))}
+    (avatar / "cache" / "crop_rectangles.json").write_text(json.dumps(rects), "ascii")
+
+    def pictures(frames: Iterable[int]) -> Iterator[Tensor]:
+        for frame in frames:
+            yield torch.from_numpy(draw(frame, REST)).permute(2, 0, 1)[None]
+
+    video = avatar / "full_body_video.mp4"
+    write_frames(
+        pictures(tqdm(range(FRAMES), desc="drawing the template", unit=" frames")),
+        video,
+        fps=25,
+        quality=15,
+        overwrite=True,
+    )
+
+
+def landmarks(frame: int) -> np.ndarray:
+    """(110,2) of a frame of the template."""
+    return Head(pose(frame), REST).landmarks()
+
+
+def write_picture(file: Path, speech: Speech, bundle: Path) -> None:
+    """Some frames of the avatar saying something, side by side."""
+    frames, _ = rendered(speech, bundle)
+    chosen = [frames[round(seconds * FPS), 60:660, 420:860] for seconds in PICTURED_SECONDS]
+    Image.fromarray(np.concatenate(chosen, 1)).resize((1280, 436), Image.Resampling.LANCZOS).save(file, quality=85)
