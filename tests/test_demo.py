@@ -263,19 +263,56 @@ def test_talking_learns() -> None:
 
 
 @draws
-def test_a_window_of_the_network_is_cut_from_the_whole() -> None:
-    from gpurender.demo.talking import EDGE, UNET_WIDTHS, draw_window
+@pytest.mark.parametrize(("top", "left"), [(60, 30), (0, 0), (72, 64), (0, 64)])
+def test_a_window_of_the_network_is_cut_from_the_whole(top: int, left: int) -> None:
+    from gpurender.demo.talking import UNET_WIDTHS, WINDOW, draw_window, true_part
 
     torch.manual_seed(0)
     unet = UNet(**UNET_WIDTHS).eval()
     faces, windows = torch.rand(2, 6, 320, 320), torch.rand(4, 32, 16, 16)
+    height, width = WINDOW
     with torch.no_grad():
         whole = unet(faces.repeat_interleave(2, 0), windows)
-        heard = unet.audio_model(windows)
-        part = draw_window(unet, faces, heard, 60, 30, 88, 96)
-        torch.testing.assert_close(draw_window(unet, faces, heard, 0, 0, 160, 160), whole)
-    inner = slice(2 * EDGE, -2 * EDGE)
-    torch.testing.assert_close(part[:, :, inner, inner], whole[:, :, 120:296, 60:252][:, :, inner, inner])
+        part = draw_window(unet, faces, unet.audio_model(windows), top, left, height, width)
+    expected = whole[:, :, 2 * top : 2 * (top + height), 2 * left : 2 * (left + width)]
+    rows, columns = true_part(top, height), true_part(left, width)
+    assert part.shape == expected.shape
+    torch.testing.assert_close(part[:, :, rows, columns], expected[:, :, rows, columns])
+
+
+@draws
+def test_the_whole_picture_is_a_window() -> None:
+    from gpurender.demo.talking import UNET_WIDTHS, draw_window, true_part
+
+    unet = UNet(**UNET_WIDTHS).eval()
+    faces, windows = torch.rand(1, 6, 320, 320), torch.rand(2, 32, 16, 16)
+    with torch.no_grad():
+        drawn = draw_window(unet, faces, unet.audio_model(windows), 0, 0, 160, 160)
+        torch.testing.assert_close(drawn, unet(faces.repeat_interleave(2, 0), windows))
+    assert true_part(0, 160) == slice(0, 320)
+
+
+@draws
+def test_windows_stay_in_the_picture_and_reach_its_edges() -> None:
+    from gpurender.demo.talking import WINDOW, window_corner
+
+    generator = torch.Generator().manual_seed(0)
+    corners = [window_corner(generator) for _ in range(300)]
+    tops, lefts = (sorted(values) for values in zip(*corners, strict=True))
+    assert tops[0] == lefts[0] == 0
+    assert tops[-1] == 160 - WINDOW[0]
+    assert lefts[-1] == 160 - WINDOW[1]
+
+
+@draws
+def test_lips_that_are_nearly_shut_are_drawn_shut() -> None:
+    from gpurender.demo.talking import decided
+
+    mouths = torch.zeros(4, 8)
+    mouths[:, OPEN] = torch.tensor([-0.1, 0.02, 0.1, 1.3])
+    mouths[:, PARAMETERS.index("wide")] = torch.tensor([-2.0, -0.5, 0.5, 2.0])
+    torch.testing.assert_close(decided(mouths)[:, OPEN], torch.tensor([0.0, 0.0, 0.1, 1.0]))
+    torch.testing.assert_close(decided(mouths)[:, PARAMETERS.index("wide")], torch.tensor([-1.0, -0.5, 0.5, 1.0]))
 
 
 def test_agreement_finds_the_lag() -> None:

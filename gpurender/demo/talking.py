@@ -26,6 +26,7 @@ CLEAN = 0.4  # share of what is heard for the drawn mouths, as it is
 NEARLY_SHUT = 0.02, 0.10  # openings: this is shut, this is not, and in between one goes over into the other
 MOUTHS = 24  # drawn for each frame of the template
 FRAMES_AT_ONCE, MOUTHS_AT_ONCE = 4, 4
+WHOLE_RATE, WINDOW_RATE = 4e-3, 5e-4  # highest learning rates: without batch norms that adapt, large steps diverge
 
 # Part of the picture that a step looks at, at half its resolution. Mostly the mouth and the chin: the rest is a copy.
 WINDOW = 88, 96
@@ -118,12 +119,11 @@ def train_talking(
     unet = UNet(**UNET_WIDTHS).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     unet.audio_model.load_state_dict(hearing.audio_model.state_dict())
     learning = [p for name, p in unet.named_parameters() if not name.startswith("audio_model")]
-    optimizer = torch.optim.AdamW(learning, weight_decay=1e-3)
-    steps = whole_steps + window_steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.08)
-    for step in (bar := tqdm(range(steps), desc="learning to talk", unit=" steps")):
+    optimizer, schedule = optimizer_for(learning, WHOLE_RATE, whole_steps)
+    for step in (bar := tqdm(range(whole_steps + window_steps), desc="learning to talk", unit=" steps")):
         if step == whole_steps:
             unet.eval()
+            optimizer, schedule = optimizer_for(learning, WINDOW_RATE, window_steps)
         frames = torch.randint(len(data.crops), (FRAMES_AT_ONCE,), generator=generator)
         mouths = torch.randint(MOUTHS, (FRAMES_AT_ONCE, MOUTHS_AT_ONCE), generator=generator)
         top, left = window_corner(generator) if step >= whole_steps else (0, 0)
@@ -134,10 +134,8 @@ def train_talking(
             drawn = draw_window(unet, inputs, heard, top, left, *size)
         wanted = data.faces[frames[:, None], mouths].flatten(0, 1)
         wanted = wanted[:, :, 2 * top : 2 * (top + size[0]), 2 * left : 2 * (left + size[1])].to(device).float() / 255
-        difference = (drawn - wanted).abs()
-        if step >= whole_steps:
-            difference = difference[:, :, 2 * EDGE : -2 * EDGE, 2 * EDGE : -2 * EDGE]
-        loss = difference.mean()
+        rows, columns = (true_part(*span) for span in zip((top, left), size, strict=True))
+        loss = (drawn - wanted)[:, :, rows, columns].abs().mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learning, 0.5)
@@ -147,13 +145,27 @@ def train_talking(
     return unet.eval()
 
 
+def optimizer_for(
+    parameters: list[nn.Parameter], rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
+
+
 def window_corner(generator: torch.Generator) -> tuple[int, int]:
-    """(top, left) of a window at half resolution: about the mouth, or anywhere."""
+    """(top, left) of a window at half resolution: about the mouth, or anywhere, and often at the picture's edges."""
     if torch.rand((), generator=generator) < MOUTH_SHARE:
         jitter = torch.randint(-4, 5, (2,), generator=generator)
         return MOUTH_AT[0] + int(jitter[0]), MOUTH_AT[1] + int(jitter[1])
-    top, left = (int(torch.randint(160 - size + 1, (), generator=generator)) for size in WINDOW)
+    top, left = (
+        int(torch.randint(-size // 2, 160 - size // 2, (), generator=generator).clamp(0, 160 - size)) for size in WINDOW
+    )
     return top, left
+
+
+def true_part(start: int, length: int) -> slice:
+    """The pixels of a window's side that have all their neighbours: all but those at its ends within the picture."""
+    return slice(2 * EDGE if start > 0 else 0, 2 * length - (2 * EDGE if start + length < 160 else 0))
 
 
 def draw_window(unet: UNet, faces: Tensor, heard: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
