@@ -30,7 +30,7 @@ WHOLE_RATE, WINDOW_RATE = 4e-3, 5e-4  # highest learning rates: without batch no
 
 # Part of the picture that a step looks at, at half its resolution. Mostly the mouth and the chin: the rest is a copy.
 WINDOW = 88, 96
-MOUTH_AT = 62, 32
+MOUTH_AT = 40, 32
 MOUTH_SHARE = 0.7
 EDGE = 4  # pixels of a window, at half resolution, that lack neighbours
 
