@@ -248,7 +248,7 @@ def test_hearing_learns() -> None:
 
 @draws
 def test_talking_learns() -> None:
-    from gpurender.demo.talking import Portraits, train_talking
+    from gpurender.demo.talking import Portraits, train_talking, untaught
 
     generator = torch.Generator().manual_seed(0)
     data = Portraits(
@@ -257,7 +257,12 @@ def test_talking_learns() -> None:
         torch.randint(256, (2, 24, 3, 320, 320), dtype=torch.uint8, generator=generator),
     )
     hearing = Hearing()
-    unet = train_talking(data, hearing, whole_steps=1, window_steps=1, device=torch.device("cpu"), seed=0)
+    unet = untaught(hearing, seed=0)
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    for windows in (False, True):
+        unet = train_talking(unet, data, 2, 1e-3, 1.0, windows, torch.device("cpu"), seed=0)
+        assert not unet.training
+    assert any((value != before[name]).any() for name, value in unet.state_dict().items() if "up5" in name)
     for name, value in hearing.audio_model.state_dict().items():
         torch.testing.assert_close(unet.audio_model.state_dict()[name], value)  # it is hearing's, and stays so
 

@@ -9,10 +9,9 @@ measure   sentences and voices that were not learnt, rendered            measure
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -21,10 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..crop import crop_faces
 from ..encode import write_frames
 from ..export import export_onnx
-from ..network import UNet
 from ..output import complete_or_absent
 from ..rectangles import face_rect
 from ..template import open_template
@@ -34,7 +31,7 @@ from .hearing import Hearing, train_hearing
 from .measure import rendered
 from .scene import FRAMES, draw, pose
 from .speech import Speech, speak
-from .talking import UNET_WIDTHS, portraits, train_talking
+from .talking import portraits, train_talking, untaught
 
 HELLO = (
     "Hello! I am the avatar of gpurender. Nobody ever filmed me: I am a drawing, and this voice is a machine's. "
@@ -46,7 +43,8 @@ PICTURED_SECONDS = (0.2, 0.72, 1.6, 2.6)
 SENTENCES = 3000
 HEARING_ROUNDS = ((1300, 3e-3, 0.0), (1000, 1.5e-3, 0.3))
 """Steps, highest learning rate, share of sound that is heard as it is: the second round learns true silence, too."""
-WHOLE_STEPS, WINDOW_STEPS = 220, 1500
+TALKING_ROUNDS = ((200, 4e-3, 0.0, False), (1500, 5e-4, 0.0, True), (600, 3e-4, 10.0, True))
+"""Steps, highest learning rate, weight of squares, windows: without batch norms that adapt, large steps diverge."""
 
 
 def build(out: Path, device: torch.device, seed: int = 0, share: float = 1.0) -> None:
@@ -69,32 +67,26 @@ def build(out: Path, device: torch.device, seed: int = 0, share: float = 1.0) ->
     torch.manual_seed(seed)
     hearing = Hearing()
     for number, (steps, rate, clean) in enumerate(HEARING_ROUNDS, 1):
-        teach = partial(train_hearing, hearing, recordings, int(steps * share), rate, clean, device, seed + number)
-        hearing = learnt(training / f"hearing{number}.pth", Hearing(), teach)
-    template = open_template(avatar)
-    crops = torch.cat([crop_faces(template.frames([i])[0], template.rects[i : i + 1]) for i in range(len(template))])
-    whole, window = int(WHOLE_STEPS * share), int(WINDOW_STEPS * share)
+        file = training / f"hearing{number}.pth"
+        if not file.exists():
+            taught = train_hearing(hearing, recordings, int(steps * share), rate, clean, device, seed + number)
+            save(taught, file)
+        hearing.load_state_dict(torch.load(file, weights_only=True))
+    hearing.eval()
 
-    def talk() -> UNet:
-        data = portraits(crops, template.rects.tolist(), hearing, recordings, seed)
-        return train_talking(data, hearing, whole, window, device, seed)
+    data = cache(lambda: portraits(open_template(avatar), hearing, recordings, seed))
+    unet = untaught(hearing, seed)
+    for number, (steps, rate, squares, windows) in enumerate(TALKING_ROUNDS, 1):
+        file = training / f"talking{number}.pth"
+        if not file.exists():
+            taught = train_talking(unet, data(), int(steps * share), rate, squares, windows, device, seed + number)
+            save(taught, file)
+        unet.load_state_dict(torch.load(file, weights_only=True))
 
-    unet = learnt(training / "talking.pth", UNet(**UNET_WIDTHS), talk)
     save(hearing.encoder, avatar / "models" / "audio_encoder.pth")
     save(unet, avatar / "models" / "generator.pth")
     export_onnx(avatar / "models" / "generator.pth", avatar / "models" / "generator.onnx", overwrite=True)
     write_picture(out / "hello.jpg", hello, out)
-
-
-Network = TypeVar("Network", bound=nn.Module)
-
-
-def learnt(file: Path, like: Network, train: Callable[[], Network]) -> Network:
-    """Train, and keep the weights in a file; or take them from there."""
-    if not file.exists():
-        save(train(), file)
-    like.load_state_dict(torch.load(file, weights_only=True))
-    return like.eval()
 
 
 def save(network: nn.Module, file: Path) -> None:

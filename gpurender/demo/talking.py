@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..crop import BORDER, CROP, face_input, resize_cubic
+from ..crop import BORDER, CROP, crop_faces, face_input, resize_cubic
 from ..network import UNet
+from ..template import Template
 from .corpus import Recording
 from .hearing import AUDIO_WIDTHS, LOOKED_AT, SEGMENT, SEGMENTS, Hearing, segments
 from .mouth import HIGHEST, LOWEST, PARAMETERS
@@ -26,7 +27,6 @@ CLEAN = 0.4  # share of what is heard for the drawn mouths, as it is
 NEARLY_SHUT = 0.02, 0.10  # openings: this is shut, this is not, and in between one goes over into the other
 MOUTHS = 24  # drawn for each frame of the template
 FRAMES_AT_ONCE, MOUTHS_AT_ONCE = 4, 4
-WHOLE_RATE, WINDOW_RATE = 4e-3, 5e-4  # highest learning rates: without batch norms that adapt, large steps diverge
 
 # Part of the picture that a step looks at, at half its resolution. Mostly the mouth and the chin: the rest is a copy.
 WINDOW = 88, 96
@@ -50,19 +50,14 @@ class Portraits:
     faces: Tensor
 
 
-def portraits(
-    crops: Tensor,
-    rects: Sequence[tuple[int, int, int, int]],
-    hearing: Hearing,
-    recordings: Sequence[Recording],
-    seed: int,
-) -> Portraits:
+def portraits(template: Template, hearing: Hearing, recordings: Sequence[Recording], seed: int) -> Portraits:
     """Draw every frame of the template with `MOUTHS` mouths that were heard in recordings.
 
     The mouths are what hearing reads from the sound, not what the phonemes ask for: so the U-Net learns one picture
     for one thing heard, and draws it crisply; how right it is, is hearing's part.
     """
-    count = len(crops)
+    count, rects = len(template), template.rects.tolist()
+    crops = torch.cat([crop_faces(template.frames([i])[0], template.rects[i : i + 1]) for i in range(count)])
     heard, mouths = heard_mouths(hearing, recordings, count * MOUTHS, seed)
     jobs = [(k // MOUTHS, mouths[k].tolist(), rects[k // MOUTHS]) for k in range(count * MOUTHS)]
     with ProcessPoolExecutor() as pool:
@@ -106,28 +101,43 @@ def decided(mouths: Tensor) -> Tensor:
     return mouths
 
 
-def train_talking(
-    data: Portraits, hearing: Hearing, whole_steps: int, window_steps: int, device: torch.device, seed: int
-) -> UNet:
-    """Learn to draw; returns the network in eval mode, with hearing's audio model in it.
+def untaught(hearing: Hearing, seed: int) -> UNet:
+    """The U-Net before it learns to draw, with hearing's audio model in it."""
+    torch.manual_seed(seed)
+    unet = UNet(**UNET_WIDTHS)
+    unet.audio_model.load_state_dict(hearing.audio_model.state_dict())
+    return unet
 
-    The first steps see whole pictures and settle the batch norms; then these stand still, and steps see windows, which
-    is the same mathematics on a third of the pixels.
+
+def train_talking(
+    unet: UNet, data: Portraits, steps: int, rate: float, squares: float, windows: bool, device: torch.device, seed: int
+) -> UNet:
+    """One round of learning to draw.
+
+    Args:
+        unet: what was learnt in earlier rounds; its audio model stays as it is.
+        data: to learn from.
+        steps: of the optimizer.
+        rate: the highest learning rate of the round.
+        squares: weight of squared differences beside absolute ones: the lips' edges are where these are large.
+        windows: whether steps see a part of the picture only. The batch norms then stand still, and it is the same
+            mathematics on a third of the pixels; the first round sees whole pictures, and settles them.
+        device: where to train.
+        seed: of what is random.
+
+    Returns:
+        the network in eval mode on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    unet = UNet(**UNET_WIDTHS).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    unet.audio_model.load_state_dict(hearing.audio_model.state_dict())
+    unet = unet.train(not windows).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     learning = [p for name, p in unet.named_parameters() if not name.startswith("audio_model")]
-    optimizer, schedule = optimizer_for(learning, WHOLE_RATE, whole_steps)
-    for step in (bar := tqdm(range(whole_steps + window_steps), desc="learning to talk", unit=" steps")):
-        if step == whole_steps:
-            unet.eval()
-            optimizer, schedule = optimizer_for(learning, WINDOW_RATE, window_steps)
+    optimizer = torch.optim.AdamW(learning, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
+    for _ in (bar := tqdm(range(steps), desc="learning to talk", unit=" steps")):
         frames = torch.randint(len(data.crops), (FRAMES_AT_ONCE,), generator=generator)
         mouths = torch.randint(MOUTHS, (FRAMES_AT_ONCE, MOUTHS_AT_ONCE), generator=generator)
-        top, left = window_corner(generator) if step >= whole_steps else (0, 0)
-        size = WINDOW if step >= whole_steps else (160, 160)
+        top, left = window_corner(generator) if windows else (0, 0)
+        size = WINDOW if windows else (160, 160)
         inputs = face_input(data.crops[frames]).to(device, memory_format=torch.channels_last)
         heard = data.heard[frames[:, None], mouths].flatten(0, 1).to(device)
         with torch.autocast(device.type, torch.bfloat16):
@@ -135,21 +145,15 @@ def train_talking(
         wanted = data.faces[frames[:, None], mouths].flatten(0, 1)
         wanted = wanted[:, :, 2 * top : 2 * (top + size[0]), 2 * left : 2 * (left + size[1])].to(device).float() / 255
         rows, columns = (true_part(*span) for span in zip((top, left), size, strict=True))
-        loss = (drawn - wanted)[:, :, rows, columns].abs().mean()
+        difference = (drawn - wanted)[:, :, rows, columns]
+        loss = difference.abs().mean() + squares * difference.square().mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learning, 0.5)
         optimizer.step()
         schedule.step()
-        bar.set_postfix_str(f"{255 * loss.item():.2f} levels off", refresh=False)
-    return unet.eval()
-
-
-def optimizer_for(
-    parameters: list[nn.Parameter], rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.15)
+        bar.set_postfix_str(f"{255 * difference.abs().mean().item():.2f} levels off", refresh=False)
+    return unet.eval().cpu()
 
 
 def window_corner(generator: torch.Generator) -> tuple[int, int]:
