@@ -23,13 +23,13 @@ from tqdm import tqdm
 from ..encode import write_frames
 from ..export import export_onnx
 from ..output import complete_or_absent
-from ..rectangles import face_rect
+from ..rectangles import Rect, face_rect
 from ..template import open_template
 from .character import REST, Head
 from .corpus import FPS, training_recordings
 from .hearing import Hearing, train_hearing
 from .measure import rendered
-from .scene import FRAMES, draw, pose
+from .scene import FRAMES, HEIGHT, WIDTH, draw, pose
 from .speech import Speech, speak
 from .talking import portraits, train_talking, untaught
 
@@ -39,6 +39,8 @@ HELLO = (
 )
 HELLO_VOICE, HELLO_WORDS_PER_MINUTE = "en-us+f2", 158
 PICTURED_SECONDS = (0.2, 0.72, 1.6, 2.6)
+
+MARGIN = 20 / 328  # of a face rectangle's side
 
 SENTENCES = 3000
 HEARING_ROUNDS = ((1300, 3e-3, 0.0), (1000, 1.5e-3, 0.3))
@@ -95,14 +97,15 @@ def save(network: nn.Module, file: Path) -> None:
 
 
 def write_template(avatar: Path) -> None:
-    """The template as a package: video, rectangles and landmarks."""
-    for directory in ("cache", "landmarks", "models"):
+    """The template as a package: video, rectangles, landmarks and parsing masks."""
+    for directory in ("cache", "landmarks", "models", "parsing"):
         (avatar / directory).mkdir(parents=True, exist_ok=True)
     rects = {}
     for frame in range(FRAMES):
         file = avatar / "landmarks" / f"{frame}.lms"
         file.write_text("".join(f"{x:.1f} {y:.1f}\n" for x, y in landmarks(frame)), "ascii")
         rects[str(frame)] = {"rect": list(face_rect(file))}
+        write_mask(avatar / "parsing" / f"{frame}.png", face_rect(file))
     (avatar / "cache" / "crop_rectangles.json").write_text(json.dumps(rects), "ascii")
 
     def pictures(frames: Iterable[int]) -> Iterator[Tensor]:
@@ -117,6 +120,19 @@ def write_template(avatar: Path) -> None:
         quality=15,
         overwrite=True,
     )
+
+
+def write_mask(file: Path, rect: Rect) -> None:
+    """A parsing mask: white, where the template's pixels stay, but for the rectangle without its margin.
+
+    The edge of the mask that the network sees is in the margin, and a narrow network cannot quite draw over it.
+    """
+    x0, y0, x1, y1 = rect
+    margin = round(MARGIN * (x1 - x0))
+    mask = Image.new("P", (WIDTH, HEIGHT), 0)
+    mask.putpalette([255, 255, 255, 0, 0, 255])
+    mask.paste(1, (x0 + margin, y0 + margin, x1 - margin, y1 - margin))
+    mask.save(file, optimize=True)
 
 
 def landmarks(frame: int) -> np.ndarray:
