@@ -164,8 +164,8 @@ def test_a_part_of_the_drawing_is_cut_from_the_whole() -> None:
     rect = (490, 330, 790, 630)
     whole = draw(7, REST)[330:630, 490:790].astype(int)
     difference = np.abs(whole - draw(7, REST, rect))
-    assert difference.mean() < 0.1  # soft edges are computed on what is seen, so not all pixels are the same
-    assert (difference > 2).mean() < 0.001
+    assert difference.mean() < 0.1
+    assert (difference > 2).mean() < 0.005  # skia rasterises edges otherwise where a clip is near
 
 
 @draws

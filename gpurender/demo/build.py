@@ -71,7 +71,7 @@ def build(out: Path, device: torch.device, seed: int = 0, share: float = 1.0) ->
     for number, (steps, rate, clean) in enumerate(HEARING_ROUNDS, 1):
         file = training / f"hearing{number}.pth"
         if not file.exists():
-            taught = train_hearing(hearing, recordings, int(steps * share), rate, clean, device, seed + number)
+            taught = train_hearing(hearing, recordings, scaled(steps, share), rate, clean, device, seed + number)
             save(taught, file)
         hearing.load_state_dict(torch.load(file, weights_only=True))
     hearing.eval()
@@ -81,7 +81,7 @@ def build(out: Path, device: torch.device, seed: int = 0, share: float = 1.0) ->
     for number, (steps, rate, squares, windows) in enumerate(TALKING_ROUNDS, 1):
         file = training / f"talking{number}.pth"
         if not file.exists():
-            taught = train_talking(unet, data(), int(steps * share), rate, squares, windows, device, seed + number)
+            taught = train_talking(unet, data(), scaled(steps, share), rate, squares, windows, device, seed + number)
             save(taught, file)
         unet.load_state_dict(torch.load(file, weights_only=True))
 
@@ -89,6 +89,10 @@ def build(out: Path, device: torch.device, seed: int = 0, share: float = 1.0) ->
     save(unet, avatar / "models" / "generator.pth")
     export_onnx(avatar / "models" / "generator.pth", avatar / "models" / "generator.onnx", overwrite=True)
     write_picture(out / "hello.jpg", hello, out)
+
+
+def scaled(steps: int, share: float) -> int:
+    return max(10, int(steps * share))  # a schedule of learning rates needs a few
 
 
 def save(network: nn.Module, file: Path) -> None:
