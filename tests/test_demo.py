@@ -1,6 +1,7 @@
 """How the avatar is made: speech with its phonemes, the mouth's movements, the drawing, the training."""
 
 import itertools
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -340,3 +341,11 @@ def test_the_commands_explain_themselves() -> None:
     result = CliRunner().invoke(main, ["build", "--device", "toaster"])
     assert result.exit_code == 2
     assert "toaster" in result.output
+
+
+def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gpurender.demo.build", None)
+    result = CliRunner().invoke(main, ["build"])
+    assert result.exit_code == 1
+    assert 'pip install "gpurender[demo]"' in result.output
+    assert "Traceback" not in result.output

@@ -1,5 +1,7 @@
 """`python -m gpurender.demo`: make the bundled avatar anew, and measure how it speaks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -7,6 +9,18 @@ import click
 from ..engine import resolve_device
 from ..errors import DeviceError
 from ..find import BUNDLED
+
+
+@contextmanager
+def what_it_needs() -> Iterator[None]:
+    """Turns a failed import into a line that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise click.ClickException(
+            f'{error}. This needs pip install "gpurender[demo]", and libGL and libEGL of the system '
+            "(Debian: apt install libgl1 libegl1)."
+        ) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,7 +43,8 @@ def build(out: Path, device: str, seed: int, share: float) -> None:
     Takes about an hour on two processor cores. What was learnt so far is kept in OUT/training: run it again to go on
     after an interruption, and delete that directory to begin anew.
     """
-    from .build import build as build_bundle
+    with what_it_needs():
+        from .build import build as build_bundle
 
     try:
         place = resolve_device(device)
@@ -43,7 +58,9 @@ def build(out: Path, device: str, seed: int, share: float) -> None:
 @click.option("--bundle", type=click.Path(path_type=Path, exists=True), default=BUNDLED, help="What `build` made.")
 def measure(bundle: Path) -> None:
     """Render sentences and voices that were not learnt, and say how right the mouth is: a line for each."""
-    from .measure import measure_held_out
+    with what_it_needs():
+        from .measure import measure_held_out
+        from .scene import draw  # noqa: F401  # used later, missed now
 
     for line in measure_held_out(bundle):
         click.echo(line)
