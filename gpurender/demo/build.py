@@ -108,8 +108,9 @@ def write_template(avatar: Path) -> None:
     for frame in range(FRAMES):
         file = avatar / "landmarks" / f"{frame}.lms"
         file.write_text("".join(f"{x:.1f} {y:.1f}\n" for x, y in landmarks(frame)), "ascii")
-        rects[str(frame)] = {"rect": list(face_rect(file))}
-        write_mask(avatar / "parsing" / f"{frame}.png", face_rect(file))
+        rect = face_rect(file)
+        rects[str(frame)] = {"rect": list(rect)}
+        write_mask(avatar / "parsing" / f"{frame}.png", rect)
     (avatar / "cache" / "crop_rectangles.json").write_text(json.dumps(rects), "ascii")
 
     def pictures(frames: Iterable[int]) -> Iterator[Tensor]:
@@ -120,7 +121,7 @@ def write_template(avatar: Path) -> None:
     write_frames(
         pictures(tqdm(range(FRAMES), desc="drawing the template", unit=" frames")),
         video,
-        fps=25,
+        fps=FPS,
         quality=15,
         overwrite=True,
     )

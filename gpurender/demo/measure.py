@@ -46,12 +46,10 @@ class Agreement:
     Attributes:
         correlation: at the best lag.
         lag_frames: of the measured opening behind the wanted one, of those within ±5 frames the best.
-        correlation_without_lag: at lag 0.
     """
 
     correlation: float
     lag_frames: int
-    correlation_without_lag: float
 
 
 def agreement(measured: np.ndarray, wanted: np.ndarray) -> Agreement:
@@ -62,7 +60,7 @@ def agreement(measured: np.ndarray, wanted: np.ndarray) -> Agreement:
         b = wanted[max(-lag, 0) : len(wanted) + min(-lag, 0)]
         by_lag[lag] = float(np.corrcoef(a, b)[0, 1])
     best = max(by_lag, key=by_lag.__getitem__)
-    return Agreement(by_lag[best], best, by_lag[0])
+    return Agreement(by_lag[best], best)
 
 
 def rendered(speech: Speech, bundle: Path) -> tuple[np.ndarray, list[int]]:

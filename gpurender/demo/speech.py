@@ -1,6 +1,7 @@
 """Speech to learn from: espeak-ng speaks sentences and says when each phoneme sounds."""
 
 import ctypes
+import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -60,7 +61,7 @@ def speak(text: str, voice: str, words_per_minute: int = 160, pitch: int = 50, p
     def collect(wave, count: int, event) -> int:
         if wave and count:
             blocks.append(np.ctypeslib.as_array(wave, (count,)).copy())
-        for i in range(2**31):
+        for i in itertools.count():
             if event[i].type == LIST_TERMINATED:
                 return 0
             if event[i].type == PHONEME:
