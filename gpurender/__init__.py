@@ -1,6 +1,7 @@
 """gpurender: lip-sync video from a template, speech and a trained network. Start reading at `gpurender.render`."""
 
 from .audio import Features, load_features
+from .color import nv12_to_rgb, rgb_to_nv12
 from .crop import crop_faces, face_input
 from .encode import write_frames
 from .engine import Engine, load_audio_engine, load_engine, predict
@@ -34,9 +35,11 @@ __all__ = [
     "load_features",
     "load_unet",
     "make",
+    "nv12_to_rgb",
     "open_template",
     "paste_faces",
     "predict",
     "render",
+    "rgb_to_nv12",
     "write_frames",
 ]

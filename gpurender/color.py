@@ -1,0 +1,115 @@
+"""RGB <-> NV12, the pictures that video encoders take and decoders give; matrix and range explicit."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Matrix = Literal["bt601", "bt709", "bt2020"]
+
+WEIGHTS: dict[Matrix, tuple[float, float]] = {
+    "bt601": (0.299, 0.114),
+    "bt709": (0.2126, 0.0722),
+    "bt2020": (0.2627, 0.0593),
+}
+"""What red and blue weigh in luma (ITU-T H.273, table 4: KR and KB); green is what is left of 1."""
+
+
+def rgb_to_nv12(frames: Tensor, *, matrix: Matrix = "bt709", full_range: bool = False) -> Tensor:
+    """Convert RGB frames to NV12 surfaces: H rows of luma, then H/2 rows of chroma, Cb and Cr alternating.
+
+    Convention: H.273's equations for 8 bits. Luma is 16..235 and chroma 16..240 around 128 in limited range, 0..255 in
+    full range. A chroma sample is that of the mean colour of its 2×2 pixels (sited in their centre). Everything is
+    computed in float32 and rounded once. An odd width or height is made even by repeating the last column or row.
+
+    Args:
+        frames: (B,3,H,W) uint8 RGB.
+        matrix, full_range: what the surfaces are to be; BT.709 limited is what video players take HD to be.
+
+    Returns:
+        (B,H*3/2,W) uint8 on the device of `frames`, H and W rounded up to even.
+
+    Raises:
+        ValueError: shape or dtype are not these.
+
+    >>> import torch
+    >>> from gpurender import rgb_to_nv12
+    >>> surfaces = rgb_to_nv12(torch.full((1, 3, 4, 6), 255, dtype=torch.uint8))
+    >>> surfaces.shape, surfaces[0, 0, 0].item(), surfaces[0, 4, 0].item()
+    (torch.Size([1, 6, 6]), 235, 128)
+    """
+    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
+        raise ValueError(f"frames are (B,3,H,W) uint8, given {tuple(frames.shape)} {frames.dtype}")
+    pixels = frames.float()
+    height, width = frames.shape[2:]
+    if height % 2 or width % 2:
+        pixels = F.pad(pixels, (0, width % 2, 0, height % 2), mode="replicate")
+    kr, kb, low, luma_span, chroma_span = equations(matrix, full_range)
+    means = F.avg_pool2d(pixels, 2)
+    surfaces = frames.new_empty(len(frames), pixels.shape[2] * 3 // 2, pixels.shape[3])
+    luma, chroma = planes(surfaces)
+    luma.copy_(to_8_bits(weigh(pixels, kr, kb).mul_(luma_span / 255).add_(low)))
+    grey = weigh(means, kr, kb)
+    for k, (channel, weight) in enumerate(((2, kb), (0, kr))):
+        difference = (means[:, channel] - grey).mul_(chroma_span / 255 / (2 * (1 - weight)))
+        chroma[..., k].copy_(to_8_bits(difference.add_(128)))
+    return surfaces
+
+
+def nv12_to_rgb(surfaces: Tensor, *, matrix: Matrix = "bt709", full_range: bool = False) -> Tensor:
+    """Convert NV12 surfaces to RGB frames: the inverse of `rgb_to_nv12`, but for what subsampling and 8 bits lost.
+
+    Convention: H.273's equations. Each chroma sample serves its 2×2 pixels. Everything is computed in float32, clamped
+    to 0..255 and rounded once.
+
+    Args:
+        surfaces: (B,H*3/2,W) uint8, H and W even.
+        matrix, full_range: what the surfaces are.
+
+    Returns:
+        (B,3,H,W) uint8 RGB on the device of `surfaces`.
+
+    Raises:
+        ValueError: shape or dtype are not these.
+
+    >>> import torch
+    >>> from gpurender import nv12_to_rgb, rgb_to_nv12
+    >>> frames = torch.full((1, 3, 4, 6), 200, dtype=torch.uint8)
+    >>> torch.equal(nv12_to_rgb(rgb_to_nv12(frames)), frames)
+    True
+    """
+    if surfaces.ndim != 3 or surfaces.shape[1] % 3 or surfaces.shape[2] % 2 or surfaces.dtype != torch.uint8:
+        raise ValueError(
+            f"surfaces are (B,H*3/2,W) uint8 of even H and W, given {tuple(surfaces.shape)} {surfaces.dtype}"
+        )
+    kr, kb, low, luma_span, chroma_span = equations(matrix, full_range)
+    luma, chroma = planes(surfaces)
+    grey = (luma.float() - low).mul_(255 / luma_span)
+    blue, red = (
+        (chroma[..., k].float() - 128).mul_(255 / chroma_span * 2 * (1 - weight)) for k, weight in ((0, kb), (1, kr))
+    )
+    blue, red = (plane.repeat_interleave(2, 1).repeat_interleave(2, 2) for plane in (blue, red))
+    green = (red * kr + blue * kb).div_(kr + kb - 1)
+    return torch.stack([to_8_bits(difference.add_(grey)) for difference in (red, green, blue)], 1)
+
+
+def equations(matrix: Matrix, full_range: bool) -> tuple[float, float, int, int, int]:
+    """KR, KB, luma's lowest level, and the spans of luma and chroma."""
+    kr, kb = WEIGHTS[matrix]
+    return (kr, kb, 0, 255, 255) if full_range else (kr, kb, 16, 219, 224)
+
+
+def planes(surfaces: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of NV12 surfaces: luma (B,H,W) and chroma (B,H/2,W/2,2)."""
+    height = surfaces.shape[1] * 2 // 3
+    return surfaces[:, :height], surfaces[:, height:].unflatten(2, (-1, 2))
+
+
+def weigh(pixels: Tensor, kr: float, kb: float) -> Tensor:
+    red, green, blue = pixels.unbind(1)
+    return (red * kr).add_(green, alpha=1 - kr - kb).add_(blue, alpha=kb)
+
+
+def to_8_bits(values: Tensor) -> Tensor:
+    return values.round_().clamp_(0, 255).to(torch.uint8)
