@@ -5,8 +5,9 @@ import weakref
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
+import torch
 
-from gpurender.prefetch import prefetch
+from gpurender.prefetch import Timings, prefetch, stage
 
 
 def workers() -> int:
@@ -196,3 +197,52 @@ def test_an_item_is_dropped_while_the_next_is_awaited() -> None:
     waiting.join()
     ahead.close()
     assert dropped
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+def test_stages_work_side_by_side_and_are_timed() -> None:
+    timings = Timings()
+
+    def slow(x: int) -> int:
+        time.sleep(0.05)
+        return x + 1
+
+    began = time.perf_counter()
+    first = stage("first", slow, range(10), CPU, timings)
+    assert list(stage("second", slow, first, CPU, timings)) == list(range(2, 12))
+    elapsed = time.perf_counter() - began
+    assert timings.host_seconds["first"] >= 0.5
+    assert timings.host_seconds["second"] >= 0.5  # its own work only: what it waited for the first is not in it
+    assert sum(timings.host_seconds.values()) > elapsed
+    assert timings.device_seconds == {}
+
+
+def test_a_stage_that_is_left_closes_those_before_it() -> None:
+    source = Source()
+    last = stage("last", str, stage("first", abs, source.items(), CPU), CPU)
+    assert next(last) == "0"
+    last.close()
+    assert source.closed
+
+
+@pytest.mark.gpu
+def test_stages_of_a_gpu_are_ordered_and_timed() -> None:
+    device = torch.device("cuda")
+    timings = Timings()
+    heavy = torch.randn(2048, 2048, device=device)
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(20):
+            heavy @ heavy  # keeps this stream busy, so that a stage that did not wait would read too early
+        return x * 2
+
+    items = (torch.full((1 << 20,), i, device=device) for i in range(30))
+    sums = [x.sum() for x in stage("b", double, stage("a", double, items, device, timings), device, timings)]
+    assert [int(x) for x in sums] == [4 * i << 20 for i in range(30)]
+    timings.finish()
+    assert timings.device_seconds["a"] > 0
+    assert timings.device_seconds["b"] > 0
