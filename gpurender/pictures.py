@@ -21,16 +21,17 @@ class Pictures:
     """Picture files of one size, decoded at each use.
 
     Attributes:
+        files: of the pictures, in their order.
         size: (width, height) in pixels.
     """
 
     def __init__(self, files: list[Path], size: tuple[int, int]) -> None:
+        self.files = files
         self.size = size
-        self._files = files
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def frames(self, indices: Sequence[int]) -> list[Tensor]:
         """(3,H,W) uint8 RGB on the CPU, of each.
@@ -41,10 +42,10 @@ class Pictures:
         return list(self._decoders.map(self._decode, indices))
 
     def _decode(self, i: int) -> Tensor:
-        frame = read_picture(self._files[i])
+        frame = read_picture(self.files[i])
         width, height = self.size
         if frame.shape[1:] != (height, width):
-            raise InputError(f"{self._files[i]} is not {width}×{height} any more.")
+            raise InputError(f"{self.files[i]} is not {width}×{height} any more.")
         return frame
 
 
@@ -77,7 +78,10 @@ def read_picture(file: Path) -> Tensor:
     """(3,H,W) uint8 RGB on the CPU; the same pixels as OpenCV's."""
     try:
         with Image.open(file) as picture:
-            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode == "I;16":  # Pillow would clip 16 bits of grey instead of taking the upper eight
+                upright = Image.fromarray((np.array(upright) >> 8).astype(np.uint8))
+            pixels = np.array(upright.convert("RGB"))
     except UNREADABLE as error:
         raise InputError(f"{file} is corrupt or truncated ({error}).") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -3,31 +3,24 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .decoders import DecoderName, Frames, choose_picture_decoder, choose_video_decoder
 from .errors import InputError
-from .pictures import SUFFIXES, Pictures, keep_mask, open_pictures
+from .pictures import SUFFIXES, keep_mask, open_pictures
 from .rectangles import Rect, check_rect, face_rect, read_rectangles
 from .video import FEWEST, VideoFrames
 
 Order = Literal["bounce", "loop", "mirror"]
+BESIDE_VIDEO: dict[DecoderName, DecoderName] = {"nvdec": "auto", "pyav": "pillow"}
+"""What decodes the masks where this decodes the frames."""
 CPU_MEMORY_BUDGET = 512 * 2**20
 PICTURES, VIDEO = "full_body_img", "full_body_video.mp4"
 LANDMARKS = "landmarks"
 RECTANGLES = ("cache/crop_rectangles.json", "crop_rectangles.json")
-
-
-class Frames(Protocol):
-    """Where a template's frames come from: `Pictures` or `VideoFrames`."""
-
-    size: tuple[int, int]
-
-    def frames(self, indices: Sequence[int]) -> list[Tensor]:
-        """(3,H,W) uint8 RGB on the CPU, of each."""
-        ...
 
 
 class Template:
@@ -44,7 +37,9 @@ class Template:
         rects: (N,4) int64 on the host, `(x0,y0,x1,y1)` half-open pixels, within the frame.
         parsing: whether there are parsing masks and they are used.
         memory_left: bytes of the budget that frames will not take.
-        notes: what was unusual about the directory and how it was taken.
+        decoder: what decodes the frames: `dali`, `nvdec`, `pillow` or `pyav`.
+        notes: what was unusual about the directory and how it was taken; why no GPU decodes; more may come as frames
+            are decoded.
     """
 
     def __init__(
@@ -52,13 +47,15 @@ class Template:
         path: Path,
         source: Frames,
         rects: Tensor,
-        masks: Pictures | None,
+        masks: Frames | None,
         device: torch.device,
         memory_budget: int,
+        decoder: str,
         notes: list[str],
     ) -> None:
         self.path = path
         self.device = device
+        self.decoder = decoder
         self.width, self.height = source.size
         self.rects = rects
         self.parsing = masks is not None
@@ -117,7 +114,7 @@ class _Resident:
         return torch.stack([new[i] if i in new else self._there[i] for i in indices])
 
 
-def _keep_masks(masks: Pictures) -> Callable[[list[int]], list[Tensor]]:
+def _keep_masks(masks: Frames) -> Callable[[list[int]], list[Tensor]]:
     return lambda indices: [keep_mask(parsing) for parsing in masks.frames(indices)]
 
 
@@ -127,6 +124,7 @@ def open_template(
     device: torch.device | str = "cpu",
     parsing: bool | None = None,
     memory_budget: int | None = None,
+    decoder: DecoderName = "auto",
 ) -> Template:
     """Open a SyncTalk_2D template directory or a template package, and check all of it but the frames' pixels.
 
@@ -144,29 +142,35 @@ def open_template(
         parsing: use the parsing masks; None uses them if they are there.
         memory_budget: bytes to spend on the device on decoded frames and work on them that is worth keeping; None is
             512 MiB on a CPU, half of the free memory on a GPU. A few frames of a video are kept whatever it is.
+        decoder: of pictures `dali` or `pillow`, of a video `nvdec` or `pyav`; dali works on a CPU too. `auto` is the
+            GPU's on a GPU, where it can decode the frames (a note says why not), and the host's on a CPU.
 
     Raises:
         InputError: something in the directory is missing, does not match or cannot be used; the message names it.
+        DeviceError: the decoder that is asked for cannot be used here or for this video.
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: there is no such template directory. The bundled one is called avatar.")
+    device = torch.device(device)
     notes: list[str] = []
     if (path / PICTURES).is_dir():
         pictures = numbered(path / PICTURES, SUFFIXES, "frames")
         names = {number: file.name for number, file in pictures.items()}
         rects = landmark_rects(path, names, notes)
-        source = open_pictures([pictures[number] for number in rects])
+        files = open_pictures([pictures[number] for number in rects])
+        source, decoded_by = choose_picture_decoder(files, decoder, device, notes)
         whose = names[next(iter(rects))]
         if (path / VIDEO).is_file():
             notes.append(f"the frames are those of {PICTURES}; {VIDEO} is not used")
     elif (path / VIDEO).is_file():
-        source = VideoFrames(path / VIDEO)
-        names = {number: str(number) for number in range(len(source))}
+        video = VideoFrames(path / VIDEO)
+        source, decoded_by = choose_video_decoder(video, decoder, device, notes)
+        names = {number: str(number) for number in range(len(video))}
         table = next((path / name for name in RECTANGLES if (path / name).is_file()), None)
         if table is None and not (path / LANDMARKS).is_dir():
             raise InputError(f"{path} has no face rectangles: {RECTANGLES[0]} is missing, and {LANDMARKS}/0.lms … too.")
-        rects = table_rects(table, len(source), notes) if table else landmark_rects(path, names, notes)
+        rects = table_rects(table, len(video), notes) if table else landmark_rects(path, names, notes)
         whose = VIDEO
     else:
         raise InputError(
@@ -174,12 +178,13 @@ def open_template(
         )
     for number, rect in rects.items():
         check_rect(names[number], rect, source.size)
-    files = find_masks(path, {number: names[number] for number in rects}, parsing)
-    masks = open_pictures(files, like=(whose, source.size)) if files else None
-    device = torch.device(device)
+    masks = None
+    if files := find_masks(path, {number: names[number] for number in rects}, parsing):
+        masks = open_pictures(files, like=(whose, source.size))
+        masks, _ = choose_picture_decoder(masks, BESIDE_VIDEO.get(decoder, decoder), device, notes)
     if memory_budget is None:
         memory_budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_MEMORY_BUDGET
-    return Template(path, source, torch.tensor(list(rects.values())), masks, device, memory_budget, notes)
+    return Template(path, source, torch.tensor(list(rects.values())), masks, device, memory_budget, decoded_by, notes)
 
 
 # --- which files belong together -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
@@ -42,6 +42,10 @@ class VideoFrames:
     Attributes:
         file: the file.
         size: (width, height) in pixels, as shown: turned if the file says so.
+        quarter_turns: how often a frame is turned against the clock to be shown.
+        times, keys: of all frames and of the keyframes, rising, in the track's time base.
+        stand_alone: whether all that is shown after a keyframe also comes after it in the file.
+        pixel_format, colorspace, full_range: the first frame's, by FFmpeg's names and H.273's numbers.
         frame_bytes: what one kept frame takes.
         cache_limit: how many frames are kept; may be set at any time.
     """
@@ -54,8 +58,8 @@ class VideoFrames:
         self.file = file
         self.cache_limit = cache_limit
         self._container, self._stream = open_video(file)
-        self._times, self._keys = frame_times(file, self._container, self._stream)
-        self._numbers = {time: number for number, time in enumerate(self._times)}
+        self.times, self.keys, self.stand_alone = frame_times(file, self._container, self._stream)
+        self._numbers = {time: number for number, time in enumerate(self.times)}
         self._reformatter = VideoReformatter()
         self._lock = Lock()  # decoder, reformatter and cache are one thread's at a time
         self._cache: OrderedDict[int, VideoFrame] = OrderedDict()
@@ -66,11 +70,14 @@ class VideoFrames:
         self._decoded: deque[VideoFrame] = deque()
         first = self._frame(0)
         self.frame_bytes = sum(plane.buffer_size for plane in first.planes)
-        self._quarter_turns = first.rotation // 90 % 4 if first.rotation % 90 == 0 else 0  # as OpenCV
-        self.size = (first.height, first.width) if self._quarter_turns % 2 else (first.width, first.height)
+        self.pixel_format = first.format.name
+        self.colorspace = int(first.colorspace)
+        self.full_range = first.color_range == ColorRange.JPEG
+        self.quarter_turns = first.rotation // 90 % 4 if first.rotation % 90 == 0 else 0  # as OpenCV
+        self.size = (first.height, first.width) if self.quarter_turns % 2 else (first.width, first.height)
 
     def __len__(self) -> int:
-        return len(self._times)
+        return len(self.times)
 
     def frames(self, indices: Sequence[int]) -> list[Tensor]:
         """(3,H,W) uint8 RGB on the CPU, of each. Any thread may call; one is served at a time.
@@ -79,18 +86,19 @@ class VideoFrames:
             InputError: a frame cannot be decoded, or has another size than the first.
         """
         with self._lock:  # in the order of the file, whatever was asked: one pass forwards
-            pixels = {i: self._turned(to_rgb(self._frame(i), self._reformatter)) for i in sorted(set(indices))}
+            pixels = {i: self.turned(to_rgb(self._frame(i), self._reformatter)) for i in sorted(set(indices))}
         return [pixels[i] for i in indices]
 
-    def _turned(self, pixels: Tensor) -> Tensor:
-        return torch.rot90(pixels, self._quarter_turns, (1, 2)).contiguous() if self._quarter_turns else pixels
+    def turned(self, pixels: Tensor) -> Tensor:
+        """Pixels (3,H,W) as decoded, turned to be shown."""
+        return torch.rot90(pixels, self.quarter_turns, (1, 2)).contiguous() if self.quarter_turns else pixels
 
     def _frame(self, number: int) -> VideoFrame:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        key = bisect_right(self._keys, self._times[number]) - 1
-        if self._last is not None and self._last < number and self._keys[key] <= self._times[self._last + 1]:
+        key = bisect_right(self.keys, self.times[number]) - 1
+        if self._last is not None and self._last < number and self.keys[key] <= self.times[self._last + 1]:
             frame = self._decode_to(number)
             if frame is not None:
                 return frame
@@ -108,9 +116,9 @@ class VideoFrames:
         """
         back = 1
         while key > 0:
-            yield partial(self._seek, self._keys[key])
+            yield partial(self._seek, self.keys[key])
             key, back = key - back, 2 * back
-        yield partial(self._seek, self._keys[0])
+        yield partial(self._seek, self.keys[0])
         yield self._reopen
 
     def _seek(self, time: int) -> None:
@@ -186,13 +194,15 @@ def open_video(file: Path) -> tuple[InputContainer, VideoStream]:
     return container, stream
 
 
-def frame_times(file: Path, container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]]:
+def frame_times(file: Path, container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int], bool]:
     """Times of all frames that are shown, and of all keyframes, both rising, in the track's time base.
 
+    Also whether no frame that comes after a keyframe is shown before it: such a frame may need what came earlier.
     Frames before the first keyframe are left out, as no decoder gives them, and so are those that an edit list hides.
     """
     times: list[int] = []
     keys: list[int] = []
+    stand_alone = True
     try:
         for packet in container.demux(stream):
             if packet.size == 0 or not (keys or packet.is_keyframe):
@@ -203,6 +213,7 @@ def frame_times(file: Path, container: InputContainer, stream: VideoStream) -> t
                 raise InputError(f"{file} does not say when frame {len(times)} is shown; convert it to MP4.")
             if packet.is_keyframe:
                 keys.append(packet.pts)
+            stand_alone &= packet.pts >= keys[-1]
             if not packet.is_discard:
                 times.append(packet.pts)
     except av.error.FFmpegError as error:
@@ -213,7 +224,7 @@ def frame_times(file: Path, container: InputContainer, stream: VideoStream) -> t
     for number, (time, following) in enumerate(pairwise(times)):
         if time == following:
             raise InputError(f"{file} shows frames {number} and {number + 1} at one time; convert it to MP4.")
-    return times, sorted(keys)
+    return times, sorted(keys), stand_alone
 
 
 def to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> Tensor:

@@ -31,6 +31,7 @@ ENCODED: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
     "grey png": (PHOTO[..., 0], "PNG", {}),
     "rgba": (RGBA, "PNG", {}),
     "grey and alpha": (PHOTO[..., :2], "PNG", {}),
+    "sixteen bits of grey": (PHOTO[..., 0].astype(np.uint16) * 251, "PNG", {}),
     "one bit": (PHOTO[..., 0] > 128, "PNG", {}),
     "turned png": (PHOTO, "PNG", {"exif": turned(6)}),
 }
@@ -75,11 +76,12 @@ def dali(paths: list[Path]) -> list[np.ndarray]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
 def test_pixels_are_dalis(tmp_path: Path) -> None:
+    names = [name for name in ENCODED if name != "sixteen bits of grey"]  # by DALI, a level from OpenCV's
     paths = []
-    for i, name in enumerate(ENCODED):
+    for i, name in enumerate(names):
         (tmp_path / str(i)).mkdir()
         paths.append(encode(tmp_path / str(i), name))
-    for name, path, pixels in zip(ENCODED, paths, dali(paths), strict=True):
+    for name, path, pixels in zip(names, paths, dali(paths), strict=True):
         np.testing.assert_array_equal(read_picture(path).permute(1, 2, 0).numpy(), pixels, err_msg=name)
 
 

@@ -43,7 +43,10 @@ def assert_frames(template: Template, images: list[Path], marks: list[Path]) -> 
     assert len(template) == len(images)
     frames, _ = template.frames(range(len(images)))
     for frame, file in zip(frames.cpu().numpy(), images, strict=True):
-        np.testing.assert_array_equal(frame, opencv(file))
+        if template.decoder == "dali" and template.device.type == "cuda":  # a GPU's rounding is its own
+            assert np.abs(frame.astype(int) - opencv(file)).mean() <= 0.5
+        else:
+            np.testing.assert_array_equal(frame, opencv(file))
     assert template.rects.tolist() == [list(face_rect(file)) for file in marks]
 
 
@@ -227,7 +230,7 @@ def test_any_budget_gives_the_same_frames(
     frame_bytes = 320 * 240 * (4 if parsing else 3)
     budget = 2 * resident * frame_bytes + frame_bytes if resident else 0
     path = make_template(parsing=parsing)
-    template = open_template(path, device=device, memory_budget=budget)
+    template = open_template(path, device=device, memory_budget=budget, decoder="pillow")
     assert template.memory_left == budget - resident * frame_bytes
     assert not decoded
     for indices in ([0, 1, 2], [3, 4], [2, 2, 0], [4, 3, 2, 1, 0]):
@@ -276,7 +279,7 @@ TABLE, VIDEO = "cache/crop_rectangles.json", "full_body_video.mp4"
 
 def test_a_package(make_package: MakeTemplate, device: torch.device) -> None:
     path = make_package()
-    template = open_template(path, device=device)
+    template = open_template(path, device=device, decoder="pyav")
     assert (len(template), template.width, template.height, template.parsing, template.notes) == (
         12,
         160,

@@ -131,6 +131,15 @@ def test_threads_take_turns(video: Callable[[str], Path]) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ("name", "stand_alone"), [("long.mp4", True), ("short.mp4", True), ("open.mp4", False), ("hevc.mp4", False)]
+)
+def test_keyframes_that_do_not_stand_alone_are_noticed(
+    video: Callable[[str], Path], name: str, stand_alone: bool
+) -> None:
+    assert VideoFrames(video(name)).stand_alone == stand_alone
+
+
 @pytest.mark.parametrize("shift", [-7, -1, 5])
 def test_edit_lists_are_followed(tmp_path: Path, shift: int) -> None:
     """MP4 hides frames before time 0 by an edit list, and shifts later ones; the sound's times do not matter."""
