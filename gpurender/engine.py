@@ -1,12 +1,12 @@
-"""What runs the network: torch on any device, OpenVINO on CPUs.
+"""What runs the network: torch on any device, OpenVINO on CPUs, TensorRT on NVIDIA GPUs.
 
 An engine takes and gives torch tensors on its device; which runtime is behind it shows in its attributes alone.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,16 @@ from torch import Tensor
 from .audio import AudioEncoderLike
 from .errors import DeviceError, InputError
 from .export import cached_onnx
-from .network import Encoded, Mode, UNet, load_audio_encoder, load_unet
+from .half import cached_half
+from .halves import Halves, read_halves
+from .network import Encoded, Mode, load_audio_encoder, load_unet
 from .openvino_engine import OnnxNetwork, OpenVinoEngine, fast_cpu_types, load_onnx_encoder
+from .tensorrt_build import PlanError, PlanMemoryError, TensorRt, check_capability, find_tensorrt
+from .tensorrt_engine import BATCH, TensorRtEngine
+from .tensorrt_plan import PlanLoader
+from .torch_engine import TorchEngine
 
-EngineName = Literal["auto", "openvino", "torch"]
+EngineName = Literal["auto", "tensorrt", "openvino", "torch"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 LEAST_PSNR_DB = 40.0  # of a fast type against fp32, in the worst of the probed frames
 
@@ -33,6 +39,7 @@ class Engine(Protocol):
         name: the runtime.
         precision: the type that it computes in, `fp32`, `fp16` or `bf16`.
         measured_psnr_db: of types against fp32, the worst frame of the probe; empty where none was measured.
+        notes: what it does otherwise than was asked for, and why.
         mode: the kind of audio features it takes.
         device: where its inputs and outputs are.
         batch: the batch that suits it.
@@ -41,6 +48,7 @@ class Engine(Protocol):
     name: str
     precision: str
     measured_psnr_db: dict[str, float]
+    notes: list[str]
     mode: Mode
     device: torch.device
     batch: int
@@ -87,6 +95,7 @@ def load_engine(
     device: str | torch.device = "auto",
     engine: EngineName = "auto",
     precision: Precision = "auto",
+    batch: int | None = None,
     probe: Probe | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Engine:
@@ -96,11 +105,13 @@ def load_engine(
         path: `.pth` checkpoint or `.onnx` export.
         mode: the kind of features that it will get; a network for another kind is refused.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        engine: `auto` is OpenVINO on a CPU (a checkpoint is exported to ONNX once, and cached) and torch on a GPU.
+        engine: `auto` is OpenVINO on a CPU (a checkpoint is exported to ONNX once, and cached); on a GPU, TensorRT
+            where it is installed and knows the GPU (plans are built once, and cached), else torch.
         precision: `fp32` is exact. `auto` takes the device's fast type if, on `probe`, every frame is within 40 dB PSNR
             of fp32; without `probe` it is fp32.
+        batch: the most frames at a time that TensorRT prepares for; None is 16.
         probe: see `Probe`.
-        notify: is told when something begins that takes a while.
+        notify: is told when something begins that takes a while, and what does not work out.
 
     Raises:
         InputError: the network cannot be used: another architecture, other inputs, another kind of features.
@@ -112,43 +123,184 @@ def load_engine(
     if path.suffix not in (".onnx", ".pth"):
         raise InputError(f"{path}: a network is an .onnx export or a .pth checkpoint.")
     device = resolve_device(device)
+    notes: list[str] = []
     if engine == "auto":
-        engine = "openvino" if device.type == "cpu" else "torch"
+        engine = "openvino" if device.type == "cpu" else gpu_engine(device, notes)
     if engine == "openvino":
-        if device.type != "cpu":
-            raise DeviceError(f"the openvino engine runs on CPUs, not on {device}; use --device cpu or --engine torch.")
-        network = OnnxNetwork(path if path.suffix == ".onnx" else cached_onnx(path, mode, notify), mode)
-        fast = fast_cpu_types()
-        allowed = ["fp32", *fast]
+        choice = openvino_choice(path, mode, device, notify)
+    elif engine == "tensorrt":
+        choice = tensorrt_choice(path, mode, device, batch, notify)
     else:
-        if path.suffix == ".onnx":
-            raise DeviceError(
-                f"{path}: the torch engine runs .pth checkpoints, not ONNX; give the checkpoint, or --device cpu for "
-                "the openvino engine."
-            )
-        network = load_unet(path, mode)
-        fast = ["fp16"] if device.type == "cuda" else []
-        allowed = ["fp32", "fp16", "bf16"]
+        choice = torch_choice(path, mode, device)
+    if precision not in ("auto", *choice.precisions):
+        raise DeviceError(
+            f"the {engine} engine has no {precision} {choice.where}; it has {', '.join(choice.precisions)}."
+        )
+    if precision != "auto":
+        chosen = choice.build(precision)
+    elif probe is None or not choice.faster:
+        chosen = choice.build(choice.precisions[0])
+    else:
+        chosen = fastest_that_agrees(choice, probe)
+    chosen.notes[:0] = notes
+    return chosen
+
+
+class Choice(NamedTuple):
+    """What an engine offers for a network on a device."""
+
+    precisions: list[str]
+    """the exact one first"""
+    faster: list[str]
+    """those that are worth a try instead, the fastest first"""
+    build: Callable[[str], Engine]
+    """the engine in a precision"""
+    exact: Callable[[], Engine]
+    """whose pictures a faster one is held against; not always the engine itself, whose exact one may take minutes"""
+    where: str = "on this processor"
+
+
+def fastest_that_agrees(choice: Choice, probe: Probe) -> Engine:
+    """The engine in the first of the faster precisions that is close enough to the exact one, else in that."""
+    exact = choice.exact()
+    expected = predict_probe(exact, probe)
+    measured: dict[str, float] = {}
+    for precision in choice.faster:
+        candidate = choice.build(precision)
+        candidate.measured_psnr_db = measured
+        if candidate.precision != precision:  # it took refuge in the exact one
+            return candidate
+        measured[precision] = least_psnr(predict_probe(candidate, probe), expected)
+        if measured[precision] >= LEAST_PSNR_DB:
+            return candidate
+        del candidate  # its memory, before another is built
+    chosen = choice.build(choice.precisions[0])
+    chosen.measured_psnr_db = measured
+    return chosen
+
+
+def predict_probe(engine: Engine, probe: Probe) -> Tensor:
+    faces, audio = (tensor.to(engine.device) for tensor in probe)
+    return predict(engine, faces, audio).cpu()
+
+
+def openvino_choice(path: Path, mode: Mode | None, device: torch.device, notify: Callable[[str], None]) -> Choice:
+    if device.type != "cpu":
+        raise DeviceError(f"the openvino engine runs on CPUs, not on {device}; use --device cpu or --engine torch.")
+    network = OnnxNetwork(path if path.suffix == ".onnx" else cached_onnx(path, mode, notify), mode)
+    build = functools.cache(lambda precision: OpenVinoEngine(network, precision))
+    fast = fast_cpu_types()
+    return Choice(["fp32", *fast], fast, build, lambda: build("fp32"))
+
+
+def torch_choice(path: Path, mode: Mode | None, device: torch.device) -> Choice:
+    if path.suffix == ".onnx":
+        raise DeviceError(
+            f"{path}: the torch engine runs .pth checkpoints, not ONNX; give the checkpoint, --engine tensorrt, or "
+            "--device cpu for the openvino engine."
+        )
+    network = load_unet(path, mode)
+    build = functools.cache(lambda precision: TorchEngine(network, device, precision))
+    return Choice(["fp32", "fp16", "bf16"], ["fp16"] if device.type == "cuda" else [], build, lambda: build("fp32"))
+
+
+def tensorrt_choice(
+    path: Path, mode: Mode | None, device: torch.device, batch: int | None, notify: Callable[[str], None]
+) -> Choice:
+    if device.type != "cuda":
+        raise DeviceError(f"the tensorrt engine runs on NVIDIA GPUs, not on {device}; use --engine openvino or torch.")
+    tensorrt = usable_tensorrt(device)
+    if path.suffix == ".onnx":
+        onnx, checkpoint = path, None
+    else:
+        onnx, checkpoint = cached_onnx(path, mode, notify), path
+    halves = read_halves(onnx, mode)
 
     def build(precision: str) -> Engine:
-        if isinstance(network, UNet):
-            return TorchEngine(network, device, precision)
-        return OpenVinoEngine(network, precision)
+        attempts = tensorrt_attempts(tensorrt, onnx, halves, checkpoint, device, precision, batch, notify)
+        return first_that_works(attempts, f"{onnx.name} on {device}", notify)
 
-    if precision != "auto":
-        if precision not in allowed:
-            raise DeviceError(f"the {engine} engine has no {precision} on this processor; it has {', '.join(allowed)}.")
-        return build(precision)
-    exact = build("fp32")
-    if probe is not None and fast:
-        expected = predict(exact, *probe)
-        for kind in fast:
-            candidate = build(kind)
-            psnr_db = least_psnr(predict(candidate, *probe), expected)
-            candidate.measured_psnr_db[kind] = exact.measured_psnr_db[kind] = psnr_db
-            if psnr_db >= LEAST_PSNR_DB:
-                return candidate
-    return exact
+    def exact() -> Engine:
+        notify("drawing a few frames in fp32 on the CPU, to hold half precision against")
+        return OpenVinoEngine(OnnxNetwork(onnx, mode), "fp32")
+
+    if halves.half:
+        where = f"for {path}, which is in half precision: give the float32 export or the checkpoint"
+        return Choice(["fp16"], [], build, exact, where)
+    return Choice(["fp32", "fp16"], ["fp16"], build, exact, "here")
+
+
+Attempt = tuple[str, Callable[[], Engine]]
+
+
+def tensorrt_attempts(
+    tensorrt: TensorRt,
+    onnx: Path,
+    halves: Halves,
+    checkpoint: Path | None,
+    device: torch.device,
+    precision: str,
+    batch: int | None,
+    notify: Callable[[str], None],
+) -> Iterator[Attempt]:
+    """What to try, one after another, until something works."""
+
+    def with_plans(halves: Halves, mixed: bool = False) -> Engine:
+        loader = PlanLoader(tensorrt, device, halves.batch or batch or BATCH, mixed=mixed, notify=notify)
+        return TensorRtEngine(halves, loader, device, batch)
+
+    def with_torch(checkpoint: Path) -> Engine:
+        return TorchEngine(load_unet(checkpoint, halves.mode), device, precision)
+
+    if precision == "fp16":
+        half = halves if halves.half else read_halves(cached_half(onnx, notify), halves.mode)
+        yield f"{tensorrt} in fp16", lambda: with_plans(half)
+        # TensorRT 11.2 is reported to find no kernel for grouped convolutions in half precision.
+        yield f"{tensorrt} in fp16 with depthwise convolutions in fp32", lambda: with_plans(half, mixed=True)
+    elif precision == "fp32":
+        yield f"{tensorrt} in fp32", lambda: with_plans(halves)
+    if checkpoint is not None:
+        yield f"torch in {precision}", lambda: with_torch(checkpoint)
+    if precision == "fp16" and not halves.half:
+        yield f"{tensorrt} in fp32", lambda: with_plans(halves)
+
+
+def first_that_works(attempts: Iterator[Attempt], what: str, notify: Callable[[str], None]) -> Engine:
+    """The first engine that can be built, with a note on what failed before it.
+
+    Raises:
+        PlanError: none can; TensorRT's words are in it.
+    """
+    failures: list[PlanError] = []
+    for name, make in attempts:
+        if failures:
+            notify(f"trying {name} instead")
+        try:
+            engine = make()
+        except PlanError as error:
+            failures.append(error.with_traceback(None))  # it would keep what was built of the engine
+            notify(f"{name} does not work: {error}")
+            continue
+        if failures:
+            engine.notes.append(f"runs on {name}, because {failures[0]}")
+        return engine
+    advice = "" if isinstance(failures[-1], PlanMemoryError) else " Give the .pth checkpoint, which torch can run too."
+    raise type(failures[-1])(f"{what}: {failures[-1]}.{advice}")
+
+
+def gpu_engine(device: torch.device, notes: list[str]) -> Literal["tensorrt", "torch"]:
+    try:
+        usable_tensorrt(device)
+    except DeviceError as error:
+        notes.append(f"runs on torch: {error}")
+        return "torch"
+    return "tensorrt"
+
+
+def usable_tensorrt(device: torch.device) -> TensorRt:
+    tensorrt = find_tensorrt()
+    check_capability(tensorrt, torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device))
+    return tensorrt
 
 
 def least_psnr(pictures: Tensor, expected: Tensor) -> float:
@@ -156,34 +308,6 @@ def least_psnr(pictures: Tensor, expected: Tensor) -> float:
     difference = (pictures.float() * 255).floor() - (expected.float() * 255).floor()
     error = difference.square().flatten(1).mean(1).max().item()
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
-
-
-class TorchEngine:
-    """The torch module itself, channels-last."""
-
-    name = "torch"
-
-    def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
-        self.precision = precision
-        self.measured_psnr_db: dict[str, float] = {}
-        self.mode: Mode = network.mode
-        self.device = device
-        self.batch = 16 if device.type == "cuda" else 1  # on a CPU a batch only leaves the cache
-        self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        self._network = copy.deepcopy(network).to(device, self._dtype)
-        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-    @torch.inference_mode()
-    def encode(self, faces: Tensor) -> list[Encoded]:
-        faces = faces.to(self._dtype, memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(allow_tf32=False):  # fp32 means fp32
-            return list(zip(faces, *self._network.encode(faces), strict=True))
-
-    @torch.inference_mode()
-    def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
-        face, *levels = (torch.stack(level) for level in zip(*encoded, strict=True))
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            return self._network.decode(face, tuple(levels), audio.to(self._dtype)).float()
 
 
 def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> AudioEncoderLike:

@@ -1,4 +1,4 @@
-"""OpenVINO: runs ONNX networks on CPUs. The network is cut in two halves and its largest layers are tiled."""
+"""OpenVINO: runs ONNX networks on CPUs, in two halves; the largest layers are tiled."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +10,15 @@ import numpy as np
 import openvino
 import openvino.opset13 as opset
 import torch
+from onnx import ModelProto
 from openvino import passes, preprocess
 from torch import Tensor
 
 from .audio import AudioEncoderLike
 from .errors import InputError
-from .network import FACE_SHAPE, WINDOW_SHAPES, Encoded, Mode
+from .halves import read_halves
+from .network import Encoded, Mode
 
-KEPT_BYTES = 4 * 2**20  # of one tensor between the network's halves
 TILED_BYTES = 16 * 2**20  # of a tensor that does not stay in the cache
 BANDS = 16  # measured: 8 to 40 are alike, and 1.1 times as fast as the whole network untiled
 
@@ -36,8 +37,10 @@ class OpenVinoEngine:
     def __init__(self, network: "OnnxNetwork", precision: str) -> None:
         self.precision = precision
         self.measured_psnr_db: dict[str, float] = {}
+        self.notes: list[str] = []
         self.mode: Mode = network.mode
         self.device = torch.device("cpu")
+        self._again = network.again
         # The encoder works now and then, with all cores on one frame: that takes less memory.
         self._encoder = Requests(network.encoder, precision, "LATENCY") if network.encoder else None
         self._decoder = Requests(network.decoder, precision, "THROUGHPUT")
@@ -45,10 +48,10 @@ class OpenVinoEngine:
 
     def encode(self, faces: Tensor) -> list[Encoded]:
         levels = self._encoder([(face,) for face in faces]) if self._encoder else []
-        return list(zip(faces, *levels, strict=True))
+        return list(zip(*([faces] if self._again else []), *levels, strict=True))
 
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
-        return self._decoder([(face, heard, *levels) for (face, *levels), heard in zip(encoded, audio, strict=True)])[0]
+        return self._decoder([(*seen, heard) for seen, heard in zip(encoded, audio, strict=True)])[0]
 
 
 class Requests:
@@ -89,98 +92,42 @@ def shared(tensor: Tensor) -> openvino.Tensor:
 
 
 class OnnxNetwork:
-    """An ONNX U-Net for OpenVINO, cut where it begins to hear; float32 outside and a batch of one whatever it had.
+    """A network's halves for OpenVINO: float32 outside and a batch of one whatever they had, large layers tiled.
 
     Attributes:
-        encoder: face to what of the network depends on it alone; None if nothing does.
-        decoder: face, audio and the encoder's outputs to the picture; the same arithmetic as the whole.
-        mode: the kind of features, told from the audio input's shape.
+        mode, encoder, decoder, again: see `Halves`.
     """
 
     def __init__(self, path: Path, mode: Mode | None) -> None:
+        halves = read_halves(path, mode)
+        self.mode: Mode = halves.mode
+        self.again = halves.again
         try:
-            model = openvino.Core().read_model(path)
-        except RuntimeError:
-            raise InputError(f"{path} is not an ONNX network that can be read.") from None
-        face, audio, found = recognise_inputs(path, model, mode)
-        self.mode: Mode = found
-        model.reshape({face: [1, *FACE_SHAPE], audio: [1, *WINDOW_SHAPES[self.mode]]})
-        types = preprocess.PrePostProcessor(model)
-        for i in (0, 1):
-            types.input(i).tensor().set_element_type(openvino.Type.f32)
-        types.output().tensor().set_element_type(openvino.Type.f32)
-        model = types.build()
-        manager = passes.Manager()
-        manager.register_pass(passes.ConstantFolding())  # shapes are fixed now: what computes them goes away
-        manager.run_passes(model)
-        self.encoder, self.decoder = cut(model, model.get_parameters()[face], model.get_parameters()[audio])
+            self.encoder = one_frame(halves.encoder) if halves.encoder else None
+            self.decoder = one_frame(halves.decoder)
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[-1]
+            raise InputError(f"{path} is not an ONNX network that can be read: {reason}") from None
         tile(self.decoder)
 
 
-def recognise_inputs(path: Path, model: openvino.Model, mode: Mode | None) -> tuple[int, int, Mode]:
-    """The numbers of the face and the audio input, by their shapes, and the mode."""
-    shapes = [port.partial_shape for port in model.inputs]
-    outputs = [port.partial_shape for port in model.outputs]
-    modes: list[Mode] = [m for m in WINDOW_SHAPES if mode in (None, m)]
-    if len(outputs) != 1 or not fits(outputs[0], (3, *FACE_SHAPE[1:])):
-        given = ", ".join(map(str, outputs))
-        raise InputError(f"{path} gives {given}; a lip-sync network gives one batch of (3, 320, 320).")
-    if len(shapes) == 2:
-        for face, audio in ((0, 1), (1, 0)):
-            for m in modes:
-                if fits(shapes[face], FACE_SHAPE) and fits(shapes[audio], WINDOW_SHAPES[m]):
-                    return face, audio, m
-    given = ", ".join(f"{port.any_name} {port.partial_shape}" for port in model.inputs)
-    wanted = " or ".join(f"{WINDOW_SHAPES[m]} ({m})" for m in modes)
-    raise InputError(f"{path} takes {given}; a lip-sync network takes batches of {FACE_SHAPE} and {wanted}.")
-
-
-def fits(shape: openvino.PartialShape, expected: tuple[int, ...]) -> bool:
-    return shape.compatible(openvino.PartialShape([-1, *expected]))
+def one_frame(half: ModelProto) -> openvino.Model:
+    """The half with a batch of one and float32 inputs and outputs, all shapes known."""
+    model = openvino.Core().read_model(half.SerializeToString())
+    model.reshape({i: [1, *list(port.partial_shape)[1:]] for i, port in enumerate(model.inputs)})
+    types = preprocess.PrePostProcessor(model)
+    for i in range(len(model.inputs)):
+        types.input(i).tensor().set_element_type(openvino.Type.f32)
+    for i in range(len(model.outputs)):
+        types.output(i).tensor().set_element_type(openvino.Type.f32)
+    model = types.build()
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())  # shapes are fixed now: what computes them goes away
+    manager.run_passes(model)
+    return model
 
 
 # --- graph surgery ---------------------------------------------------------------------------------------------------
-
-
-def cut(
-    model: openvino.Model, face: openvino.op.Parameter, audio: openvino.op.Parameter
-) -> tuple[openvino.Model | None, openvino.Model]:
-    """Cut a network in two where it stops depending on the face alone.
-
-    Tensors that cross the cut and are small become the first part's outputs; large ones (full resolution) are left in
-    the second part as well, because computing them again costs less than reading them.
-    """
-    sees, hears = {face.get_name()}, {audio.get_name()}
-    for node in model.get_ordered_ops():
-        sources = {port.get_source_output().get_node().get_name() for port in node.inputs()}
-        for reached in (sees, hears):
-            if sources & reached:
-                reached.add(node.get_name())
-    crossing: dict[tuple[str, int], tuple[openvino.Output, list[openvino.Input]]] = {}
-    for node in model.get_ordered_ops():
-        for port in node.inputs() if node.get_name() in hears else ():
-            source = port.get_source_output()
-            name = source.get_node().get_name()
-            if name in sees and name not in hears and name != face.get_name():
-                crossing.setdefault((name, source.get_index()), (source, []))[1].append(port)
-    kept = [
-        (source, ports)
-        for source, ports in crossing.values()
-        if source.get_element_type() == openvino.Type.f32 and prod(source.get_shape()) * 4 <= KEPT_BYTES
-    ]
-    if not kept:
-        return None, new_model(model.get_results(), [face, audio])
-    encoder = new_model([opset.result(source) for source, _ in kept], [face]).clone()
-    inputs = [face, audio]
-    for source, ports in kept:
-        inputs.append(opset.parameter(source.get_shape(), np.float32))
-        for port in ports:
-            port.replace_source_output(inputs[-1].output(0))
-    return encoder, new_model(model.get_results(), inputs)
-
-
-def new_model(results: list[openvino.Node], inputs: list[openvino.op.Parameter]) -> openvino.Model:
-    return openvino.Model(results, inputs)  # pyright: ignore[reportGeneralTypeIssues] (its stubs are wrong)
 
 
 class Block(NamedTuple):
@@ -291,7 +238,8 @@ def load_onnx_encoder(path: Path, device: torch.device) -> AudioEncoderLike:
     except RuntimeError:
         raise InputError(f"{path} is not an ONNX network that can be read.") from None
     shapes = [port.partial_shape for port in (*model.inputs, *model.outputs)]
-    if len(shapes) != 2 or not fits(shapes[0], (1, 80, 16)) or not fits(shapes[1], (512,)):
+    wanted = [openvino.PartialShape([-1, 1, 80, 16]), openvino.PartialShape([-1, 512])]
+    if len(shapes) != 2 or not all(shape.compatible(other) for shape, other in zip(shapes, wanted, strict=True)):
         given = " and ".join(str(shape) for shape in shapes)
         raise InputError(f"{path} has {given}; an audio encoder takes a batch of (1, 80, 16) and gives one of (512,).")
     model.reshape([1, 1, 80, 16])

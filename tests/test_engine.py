@@ -49,14 +49,15 @@ def test_onnx_runtime_draws_the_same(seeded_onnx: Path) -> None:
 
 def test_halves_and_tiles_change_nothing(seeded_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, cutting and tiling the network gives the same bits as running it whole."""
-    import gpurender.openvino_engine as module
+    import gpurender.halves
+    import gpurender.openvino_engine
 
     inputs = example_input(2, "ave")
     network = OnnxNetwork(seeded_onnx, None)
     assert network.encoder is not None
     tiled = predict(OpenVinoEngine(network, "fp32"), *inputs)
-    monkeypatch.setattr(module, "TILED_BYTES", 1e12)
-    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(gpurender.openvino_engine, "TILED_BYTES", 1e12)
+    monkeypatch.setattr(gpurender.halves, "KEPT_BYTES", 0)
     whole = OnnxNetwork(seeded_onnx, None)
     assert whole.encoder is None
     assert len(network.decoder.get_ops()) > len(whole.decoder.get_ops()), "nothing was tiled"
@@ -221,7 +222,7 @@ def test_devices_that_are_not_here(monkeypatch: pytest.MonkeyPatch, tiny_onnx: P
     with pytest.raises(DeviceError, match="openvino engine runs on CPUs"):
         load_engine(tiny_onnx, device="cuda", engine="openvino")
     with pytest.raises(DeviceError, match="torch engine runs .pth checkpoints"):
-        load_engine(tiny_onnx, device="cuda")
+        load_engine(tiny_onnx, device="cuda", engine="torch")
 
 
 # --- the audio encoder -----------------------------------------------------------------------------------------------

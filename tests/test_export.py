@@ -110,26 +110,3 @@ def test_two_programs_may_fill_the_cache_at_once(
     calls = iter([slow, real])
     monkeypatch.setattr(module, "onnx_bytes", lambda *arguments: next(calls)(*arguments))
     onnx.checker.check_model(str(cached_onnx(tiny_unet)))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_tensorrt_builds_an_engine_from_the_export(tmp_path: Path, seeded_unet: Path, precision: str) -> None:
-    """TensorRT-RTX builds for a named GPU without having one: the export's graph is one that it accepts."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installable here")
-    out = tmp_path / "a.onnx"
-    export_onnx(seeded_unet, out, precision=precision, max_batch=16)  # pyright: ignore
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(out.read_bytes()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    profile = builder.create_optimization_profile()
-    profile.set_shape("input", (1, 6, 320, 320), (8, 6, 320, 320), (16, 6, 320, 320))
-    profile.set_shape("audio", (1, 32, 16, 16), (8, 32, 16, 16), (16, 32, 16, 16))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    assert plan.nbytes > 1_000_000

@@ -1,0 +1,180 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from conftest import TINY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper
+
+import gpurender.halves as module
+from gpurender import InputError
+from gpurender.export import example_input
+from gpurender.half import cached_half, folded, to_half, widen_depthwise
+from gpurender.halves import Halves, read_halves
+
+
+def run(model: ModelProto | Path, *inputs: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, Path) else model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    ports = session.get_inputs()
+    feed = {port.name: given.astype(types[port.type]) for port, given in zip(ports, inputs, strict=True)}
+    return [np.asarray(output) for output in session.run(None, feed)]
+
+
+def run_halves(halves: Halves, faces: np.ndarray, audio: np.ndarray) -> np.ndarray:
+    levels = run(halves.encoder, faces) if halves.encoder else []
+    return run(halves.decoder, *([faces] if halves.again else []), *levels, audio)[0]
+
+
+def example(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    faces, audio = example_input(batch, "ave")
+    return faces.numpy(), audio.numpy()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 500_000, 4 * 2**20, 10**9])
+def test_halves_draw_the_same_bits_wherever_the_cut_is(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(module, "KEPT_BYTES", kept_bytes)
+    halves = read_halves(tiny_onnx)
+    assert (halves.encoder is None) == (kept_bytes == 0)
+    assert (halves.mode, halves.batch, halves.half) == ("ave", None, False)
+    if kept_bytes:
+        assert halves.again == (kept_bytes < TINY["encoder"][0] * 320 * 320 * 4)  # its full-resolution skip
+    inputs = example(2)
+    # Optimised on its own, a half's convolutions may be computed in another memory layout than the whole's.
+    np.testing.assert_allclose(run_halves(halves, *inputs), run(tiny_onnx, *inputs)[0], atol=1e-6)
+    for half in (halves.encoder, halves.decoder):
+        if half:
+            onnx.checker.check_model(half, full_check=True)
+
+
+def test_what_crosses_the_cut_of_the_full_width(seeded_onnx: Path) -> None:
+    """The skips and the bottleneck: 4.8 MB a frame in half precision; the full-resolution skip is computed again."""
+    halves = read_halves(seeded_onnx)
+    assert halves.encoder is not None
+    shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim][1:] for v in halves.encoder.graph.output]
+    assert shapes == [[512, 10, 10], [256, 20, 20], [128, 40, 40], [64, 80, 80], [32, 160, 160]]
+    assert halves.again
+    names = [value.name for value in halves.decoder.graph.input]
+    assert names == ["input", *(value.name for value in halves.encoder.graph.output), "audio"]
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.tuples(st.text("abc/.:1", min_size=1), st.text("xyz/.:2", min_size=1)),
+    swapped=st.booleans(),
+    batch=st.sampled_from(["n", 1, 2, None]),
+    half=st.booleans(),
+)
+def test_any_names_order_batch_and_type(
+    tmp_path: Path, tiny_onnx: Path, names: tuple[str, str], swapped: bool, batch: str | int | None, half: bool
+) -> None:
+    model = to_half(onnx.load(tiny_onnx)) if half else onnx.load(tiny_onnx)
+    renamed: dict[str, str] = dict(zip(("input", "audio"), names, strict=True))
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = renamed.get(value.name, value.name)
+        dim = value.type.tensor_type.shape.dim[0]
+        dim.Clear()
+        if isinstance(batch, str):
+            dim.dim_param = batch
+        elif batch is not None:
+            dim.dim_value = batch
+    del model.graph.value_info[:]
+    if swapped:
+        first, second = (type(value).FromString(value.SerializeToString()) for value in model.graph.input)
+        model.graph.input[0].CopyFrom(second)
+        model.graph.input[1].CopyFrom(first)
+    onnx.save(model, tmp_path / "a.onnx")
+    halves = read_halves(tmp_path / "a.onnx")
+    assert halves.encoder is not None
+    assert halves.half == half
+    assert halves.batch == (batch if isinstance(batch, int) else None)
+    inputs = example(batch if isinstance(batch, int) else 2)
+    expected = run(tiny_onnx, *inputs)[0]
+    assert np.abs(run_halves(halves, *inputs).astype(np.float32) - expected).max() < (0.02 if half else 1e-6)
+
+
+def test_branches_keep_a_network_whole(tmp_path: Path, tiny_onnx: Path) -> None:
+    """A branch reads tensors that are not among its node's inputs: where to cut cannot be told from those."""
+    model = onnx.load(tiny_onnx)
+    picture = model.graph.node[-1].output[0]
+    model.graph.node[-1].output[0] = "drawn"
+    flag = helper.make_tensor("flag", TensorProto.BOOL, [], [True])
+    shape = model.graph.output[0].type
+    then, other = (
+        helper.make_graph(
+            [helper.make_node("Identity", ["drawn"], [name])], name, [], [helper.make_value_info(name, shape)]
+        )
+        for name in ("then", "other")
+    )
+    model.graph.initializer.append(flag)
+    model.graph.node.append(helper.make_node("If", ["flag"], [picture], then_branch=then, else_branch=other))
+    onnx.save(model, tmp_path / "a.onnx")
+    halves = read_halves(tmp_path / "a.onnx")
+    assert halves.encoder is None
+    assert halves.again
+
+
+def test_files_that_are_no_networks(tmp_path: Path) -> None:
+    for name, content in (("empty", b""), ("text", b"hello"), ("zeros", bytes(100))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="not an ONNX network that can be read"):
+            read_halves(tmp_path / name)
+
+
+# --- half precision --------------------------------------------------------------------------------------------------
+
+
+def test_half_precision_is_all_through(tiny_onnx: Path) -> None:
+    half = to_half(folded(tiny_onnx))
+    onnx.checker.check_model(half, full_check=True)
+    # The five upsamplings' scales stay float32: the operator takes nothing else.
+    exact = [t.name for t in half.graph.initializer if t.data_type == TensorProto.FLOAT]
+    scales = {node.input[2] for node in half.graph.node if node.op_type == "Resize"}
+    assert set(exact) == scales
+    assert not [node for node in half.graph.node if node.op_type in ("BatchNormalization", "Cast")]
+    assert {p.key: p.value for p in half.metadata_props}["gpurender.precision"] == "fp16"
+
+
+def test_only_depthwise_convolutions_are_widened(tiny_onnx: Path) -> None:
+    half = to_half(folded(tiny_onnx))
+    before = half.SerializeToString()
+    wide = widen_depthwise(half)
+    assert half.SerializeToString() == before
+    onnx.checker.check_model(wide, full_check=True)
+    types = {tensor.name: tensor.data_type for tensor in wide.graph.initializer}
+    for node in wide.graph.node:
+        if node.op_type == "Conv":
+            grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
+            assert {types[name] for name in node.input[1:]} == {TensorProto.FLOAT if grouped else TensorProto.FLOAT16}
+    assert sum(node.op_type == "Cast" for node in wide.graph.node) == 60  # before and behind each of 30
+
+
+def test_weights_beyond_half_precision_are_the_largest_half(tmp_path: Path, tiny_onnx: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    bias = next(t for t in model.graph.initializer if len(t.dims) == 1 and t.data_type == TensorProto.FLOAT)
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(bias.dims, 1e9, np.float32), bias.name))
+    half = to_half(model)
+    (found,) = (onnx.numpy_helper.to_array(t) for t in half.graph.initializer if t.name == bias.name)
+    assert np.isfinite(found).all()
+
+
+def test_half_networks_are_cached_by_content(tmp_path: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    told: list[str] = []
+    first = cached_half(tiny_onnx, told.append)
+    (tmp_path / "b.onnx").write_bytes(tiny_onnx.read_bytes())
+    assert cached_half(tmp_path / "b.onnx", told.append) == first
+    assert len(told) == 1
+    assert read_halves(first).half
+    (tmp_path / "c.onnx").write_bytes(b"hello")
+    with pytest.raises(InputError, match="cannot be loaded by ONNX Runtime"):
+        cached_half(tmp_path / "c.onnx")
