@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -15,7 +16,10 @@ from av.container import InputContainer
 from PIL import Image
 
 from gpurender import InputError, OutputError, write_frames
-from gpurender.encode import Codec, check_destination
+from gpurender.encode import check_destination
+from gpurender.mjpeg import jpeg_quality
+from gpurender.prefetch import Timings
+from gpurender.software_encoder import Codec, SoftwareEncoder, nv12_frames, yuv_frames
 
 BARS = [
     (255, 255, 255),
@@ -99,7 +103,7 @@ def test_videos_are_what_was_asked_for(
     tmp_path: Path, codec: Codec, name: str, tag: str | None, fps: float, rate: Fraction
 ) -> None:
     out = tmp_path / name
-    assert write_frames([smooth(7), smooth(5)], out, fps=fps, codec=codec) == 12
+    assert write_frames([smooth(7), smooth(5)], out, fps=fps, codec=codec).frames == 12
     with opened(out) as container:
         video = container.streams.video[0]
         context = video.codec_context
@@ -189,15 +193,98 @@ def test_quality_is_a_trade_for_size(tmp_path: Path) -> None:
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+# --- other encoders --------------------------------------------------------------------------------------------------
+
+
+def test_nv12_from_the_device_is_the_same_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of frames on a GPU: NV12 made there, and x264 on the host. swscale's colours are a level apart."""
+    on_cpu = partial(nv12_frames, device=torch.device("cpu"))
+    monkeypatch.setattr(
+        "gpurender.software_encoder.nv12_frames", lambda batches, device, timings: on_cpu(batches, timings=timings)
+    )
+    frames = smooth(12, 66, 50)
+    rate = Fraction(25)
+    pictures: list[list[np.ndarray]] = []
+    for way in (yuv_frames(frames.split(5), Timings()), nv12_frames(frames.split(5), frames.device, Timings())):
+        made = list(way)
+        assert [(frame.width, frame.height) for frame in made] == [(66, 50)] * 12
+        pictures.append([frame.reformat(format="yuv420p").to_ndarray() for frame in made])
+    for software, device in zip(*pictures, strict=True):
+        assert np.abs(software.astype(int) - device).max() <= 2  # chroma's filters differ
+        assert np.abs(software.astype(int) - device)[:50].max() <= 1
+    for codec in ("h264", "hevc", "av1"):
+        out = tmp_path / f"{codec}.mp4"
+        with av.open(str(out), "w") as container:
+            encoder = SoftwareEncoder(container, codec, None, rate, torch.device("cuda"))
+            assert encoder._stream.codec_context.pix_fmt == ("nv12" if codec == "h264" else "yuv420p")
+            for _, packets in encoder.packets(frames.split(5), Timings()):
+                container.mux(packets)
+        for frame, expected in zip(decoded(out), pictures[0], strict=True):
+            assert (frame.colorspace, frame.color_range) == (1, 1)
+            assert np.abs(frame.to_ndarray().astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_mjpeg(tmp_path: Path, device: torch.device, suffix: str) -> None:
+    frames = smooth(30)
+    sound = clicks(tmp_path / "a.wav", 44100, 1, seconds=1.2)
+    out = tmp_path / f"a.{suffix}"
+    written = write_frames(frames.to(device).split(8), out, fps=25, sound=sound, encoder="mjpeg")
+    assert written == (30, "mjpeg", [])
+    with opened(out) as container:
+        assert container.streams.video[0].codec_context.name == "mjpeg"
+        pictures = list(container.decode(video=0))
+    assert [frame.time for frame in pictures] == pytest.approx([i * TICK for i in range(30)], abs=0.0015)
+    for picture, frame in zip(pictures, frames, strict=True):
+        difference = picture.to_ndarray(format="rgb24").astype(int) - frame.permute(1, 2, 0).numpy()
+        assert np.abs(difference).mean() < 2
+    with opened(out) as container:
+        assert container.duration / av.time_base == pytest.approx(1.2, abs=0.05)  # pyright: ignore
+        assert len(container.streams.audio) == 1
+
+
+def test_mjpegs_quality(tmp_path: Path) -> None:
+    assert [jpeg_quality(quality) for quality in (2, 3, 16, 31)] == [97, 93, 50, 1]
+    sizes = []
+    for quality in (2, 10, 31):
+        out = tmp_path / f"{quality}.mov"
+        write_frames([smooth(5)], out, fps=25, encoder="mjpeg", quality=quality)
+        sizes.append(out.stat().st_size)
+    assert sizes == sorted(sizes, reverse=True)
+    with pytest.raises(InputError, match=r"quality 40 is not within 2 \(best\) to 31, as mjpeg has it"):
+        write_frames([smooth(5)], tmp_path / "a.mov", fps=25, encoder="mjpeg", quality=40)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "codec", "words"),
+    [
+        ("a.mp4", "x264", "hevc", "the x264 encoder does not make hevc; leave one of them out"),
+        ("a.mp4", "mjpeg", "av1", "the mjpeg encoder does not make av1; leave one of them out"),
+        ("%d.png", "nvenc", "h264", "numbered pictures are not made by a video encoder; leave out nvenc"),
+    ],
+)
+def test_encoders_that_do_not_go_with_the_rest(tmp_path: Path, name: str, encoder, codec, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        write_frames([smooth(1)], tmp_path / name, fps=25, encoder=encoder, codec=codec)
+
+
+def test_timings_tell_what_stages_cost(tmp_path: Path) -> None:
+    timings = Timings()
+    write_frames([smooth(20, 320, 240)], tmp_path / "a.mp4", fps=25, timings=timings)
+    assert set(timings.host_seconds) == {"colour", "encode"}
+    assert all(seconds > 0 for seconds in timings.host_seconds.values())
+    assert timings.device_seconds == {}
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [[9], [1] * 9, [4, 4, 1], [0, 9, 0]])
 def test_batch_sizes_do_not_matter(tmp_path: Path, sizes: list[int]) -> None:
     frames = smooth(9)
-    assert write_frames(iter(frames.split(sizes)), tmp_path / "a.mp4", fps=25) == 9
+    assert write_frames(iter(frames.split(sizes)), tmp_path / "a.mp4", fps=25).frames == 9
     assert len(decoded(tmp_path / "a.mp4")) == 9
-    assert write_frames(frames.split(sizes), tmp_path / "%d.png", fps=25) == 9
+    assert write_frames(frames.split(sizes), tmp_path / "%d.png", fps=25).frames == 9
     for i, frame in enumerate(frames, 1):
         assert is_exact(tmp_path / f"{i}.png", frame)
 
@@ -208,7 +295,7 @@ def test_frames_of_any_device_and_stride(tmp_path: Path, device: torch.device) -
     write_frames([turned[:4], turned[4:]], tmp_path / "%d.png", fps=25)
     for i, frame in enumerate(frames, 1):
         assert is_exact(tmp_path / f"{i}.png", frame)
-    assert write_frames([turned], tmp_path / "a.mp4", fps=25) == 6
+    assert write_frames([turned], tmp_path / "a.mp4", fps=25).frames == 6
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "frames/%05d.png", "frames/%05d.jpg"])
@@ -287,7 +374,7 @@ def stream_seconds(path: Path) -> tuple[float, float]:
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 def test_sound_is_kept_and_in_sync(tmp_path: Path, name: str, rate: int, channels: int, suffix: str) -> None:
     sound, out = clicks(tmp_path / name, rate, channels), tmp_path / f"a{suffix}"
-    assert write_frames([smooth(25)], out, fps=25, sound=sound) == 25
+    assert write_frames([smooth(25)], out, fps=25, sound=sound).frames == 25
     assert len(decoded(out)) == 25
     track = heard(out)
     assert (track.rate, track.channels) == (rate, channels)
@@ -367,7 +454,7 @@ def test_sounds_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (65, 47)])
 def test_png_pictures_are_exact_and_numbered_from_1(tmp_path: Path, width: int, height: int) -> None:
     frames = noise(12, width, height)
-    assert write_frames([frames[:5], frames[5:]], tmp_path / "frames" / "%05d.png", fps=25) == 12
+    assert write_frames([frames[:5], frames[5:]], tmp_path / "frames" / "%05d.png", fps=25).frames == 12
     files = sorted((tmp_path / "frames").iterdir())
     assert [file.name for file in files] == [f"{i:05d}.png" for i in range(1, 13)]
     for file, frame in zip(files, frames, strict=True):
@@ -380,7 +467,7 @@ def test_png_pictures_are_exact_and_numbered_from_1(tmp_path: Path, width: int, 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG"])
 def test_jpeg_pictures_are_close(tmp_path: Path, suffix: str, width: int, height: int) -> None:
     frames = smooth(5, width, height)
-    assert write_frames([frames], tmp_path / f"x%d.{suffix}", fps=25) == 5
+    assert write_frames([frames], tmp_path / f"x%d.{suffix}", fps=25).frames == 5
     for i, frame in enumerate(frames, 1):
         with Image.open(tmp_path / f"x{i}.{suffix}") as picture:
             assert (picture.format, picture.size) == ("JPEG", (width, height))
@@ -414,7 +501,7 @@ def test_existing_pictures_are_kept_without_overwrite(tmp_path: Path) -> None:
         write_frames([noise(5)], out, fps=25)
     assert (tmp_path / "003.png").read_bytes() == b"old"
     check_destination(out, frames=5, codec="h264", quality=None, overwrite=True)
-    assert write_frames([noise(5)], out, fps=25, overwrite=True) == 5
+    assert write_frames([noise(5)], out, fps=25, overwrite=True).frames == 5
     assert is_exact(tmp_path / "003.png", noise(5)[2])
 
 
@@ -499,7 +586,7 @@ def test_qualities_that_are_refused(tmp_path: Path, name: str, codec: str, quali
 @pytest.mark.parametrize(("codec", "qualities"), [("h264", (0, 51)), ("hevc", (0, 51)), ("av1", (1, 63))])
 def test_qualities_at_the_ends(tmp_path: Path, codec: Codec, qualities: tuple[int, int]) -> None:
     for quality in qualities:
-        assert write_frames([smooth(3)], tmp_path / f"{quality}.mp4", fps=25, codec=codec, quality=quality) == 3
+        assert write_frames([smooth(3)], tmp_path / f"{quality}.mp4", fps=25, codec=codec, quality=quality).frames == 3
         assert len(decoded(tmp_path / f"{quality}.mp4")) == 3
 
 
@@ -547,6 +634,6 @@ def test_an_old_video_stays_until_the_new_one_is_complete(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match="no more"):
         write_frames(batches(fail=True), out, fps=25, overwrite=True)
     assert out.read_bytes() == b"old"
-    assert write_frames(batches(fail=False), out, fps=25, overwrite=True) == 202
+    assert write_frames(batches(fail=False), out, fps=25, overwrite=True).frames == 202
     assert len(decoded(out)) == 202
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]

@@ -1,0 +1,76 @@
+"""What there is of NVIDIA's driver, and why CUDA cannot be used where it cannot."""
+
+import ctypes
+import re
+from pathlib import Path
+
+import torch
+
+OK, NOT_SUPPORTED = 0, 3  # NVML's answers
+ENGINES = {
+    "nvenc": "nvmlDeviceGetEncoderUtilization",
+    "nvdec": "nvmlDeviceGetDecoderUtilization",
+    "jpeg": "nvmlDeviceGetJpgUtilization",
+}
+NO_DRIVER = (
+    "there is no NVIDIA driver here (libcuda.so.1 is missing); a container gets the host's with --gpus all and "
+    "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video."
+)
+
+
+def why_no_cuda() -> str:
+    """Why torch finds no GPU here, and what to do, in one line; asked only where it finds none."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA; install PyPI's plain torch to use a GPU."
+    if not driver_is_here():
+        return NO_DRIVER
+    driver = ctypes.CDLL("libcuda.so.1")
+    version = ctypes.c_int(0)
+    if driver.cuDriverGetVersion(ctypes.byref(version)) == OK and version.value:
+        major, minor = version.value // 1000, version.value % 1000 // 10
+        if major < int(torch.version.cuda.split(".")[0]):
+            return (
+                f"the NVIDIA driver is too old: it does CUDA {major}.{minor}, and this torch needs "
+                f"{torch.version.cuda.split('.')[0]}.0; update the driver, or install torch for CUDA {major}."
+            )
+    status = driver.cuInit(0)
+    if status != OK:
+        return f"the NVIDIA driver finds no GPU that it can use (cuInit gives {status})."
+    return "torch cannot use the GPU; python -c 'import torch; torch.cuda.init()' says why."
+
+
+def driver_is_here() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, as the kernel tells it."""
+    file = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", file.read_text()) if file.is_file() else None
+    return found.group(1) if found else None
+
+
+def fixed_function_engines(gpu: int) -> dict[str, bool | None]:
+    """Whether a GPU has NVENC, NVDEC and a JPEG decoder in hardware, as NVML tells it; None where it does not tell."""
+    unknown: dict[str, bool | None] = dict.fromkeys(ENGINES)
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() != OK:
+            return unknown
+        handle = ctypes.c_void_p()
+        torchs = torch.cuda.get_device_properties(gpu)  # by its address: torch's numbers are not always NVML's
+        address = f"{torchs.pci_domain_id:08x}:{torchs.pci_bus_id:02x}:{torchs.pci_device_id:02x}.0"
+        if nvml.nvmlDeviceGetHandleByPciBusId_v2(address.encode(), ctypes.byref(handle)) != OK:
+            return unknown
+        answers: dict[str, bool | None] = {}
+        for engine, question in ENGINES.items():
+            utilisation, period = ctypes.c_uint(0), ctypes.c_uint(0)
+            status = getattr(nvml, question)(handle, ctypes.byref(utilisation), ctypes.byref(period))
+            answers[engine] = {OK: True, NOT_SUPPORTED: False}.get(status)
+    except (OSError, AttributeError):
+        return unknown
+    return answers

@@ -1,0 +1,197 @@
+"""NVENC: video encoded by the GPU's own encoder. Frames stay on the GPU; what crosses to the host is the video."""
+
+import importlib
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from fractions import Fraction
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from av.container import OutputContainer
+from av.packet import Packet
+from torch import Tensor
+
+from .color import rgb_to_nv12
+from .cuda import NO_DRIVER, driver_is_here, why_no_cuda
+from .elementary import ElementaryTrack
+from .errors import DeviceError
+from .prefetch import Timings, stage
+from .software_encoder import Codec
+
+QUALITY: dict[Codec, int] = {"h264": 20, "hevc": 22, "av1": 24}  # where none is asked for
+KEYFRAME_SECONDS = 4  # players seek to keyframes
+B_FRAMES = 2
+NO_NVENC, NO_MEMORY = 2, 10  # NVENC's status codes
+
+
+class NvencEncoder:
+    """Frames to a video track by NVENC, through PyNvVideoCodec.
+
+    Raises:
+        DeviceError: this GPU has no NVENC, or not for this codec or size; the driver or package is missing or too old;
+            all sessions are taken. The message says which, and what to do.
+    """
+
+    def __init__(
+        self,
+        container: OutputContainer,
+        codec: Codec,
+        quality: int | None,
+        rate: Fraction,
+        device: torch.device,
+        size: tuple[int, int],
+    ) -> None:
+        self.name = f"nvenc {codec}"
+        self._device = device
+        width, height = (side + side % 2 for side in size)
+        self._codec = load_codec()
+        abilities = encoder_abilities(device.index or 0, codec)
+        largest = abilities.get("width_max", width), abilities.get("height_max", height)
+        if width > largest[0] or height > largest[1]:
+            raise DeviceError(f"NVENC makes {codec} up to {largest[0]}×{largest[1]} here, not {width}×{height}.")
+        b_frames = min(B_FRAMES, abilities.get("num_max_bframes", 0))
+        self._stream = torch.cuda.Stream(device)  # a handle of 0 would make the encoder run on one of its own
+        settings = session_settings(codec, quality, rate, b_frames)
+        try:
+            self._session = self._codec.CreateEncoder(
+                width, height, "NV12", False, gpu_id=device.index or 0, cudastream=self._stream.cuda_stream, **settings
+            )
+        except Exception as error:  # PyNvVCException derives from Exception alone
+            raise DeviceError(explained(error)) from None
+        self._track = ElementaryTrack(container, codec, rate, (width, height), delay=b_frames)
+
+    def packets(self, batches: Iterable[Tensor], timings: Timings) -> Iterator[tuple[int, list[Packet]]]:
+        """Encode frames (B,3,H,W) uint8 RGB: how many went in so far, and the packets that came out."""
+        count = 0
+        with closing(stage("colour", rgb_to_nv12, batches, self._device, timings)) as surfaces:
+            while True:
+                with torch.cuda.stream(self._stream):  # where the surfaces are waited for
+                    batch = next(surfaces, None)
+                    if batch is None:
+                        break
+                    encoded = timings.measured("encode", lambda batch=batch, at=count: self._encode(batch, at), HOST)
+                count += len(batch)
+                yield count, encoded
+        yield count, timings.measured("encode", lambda: self._mux(self._session.EndEncode()), HOST)
+
+    def _encode(self, surfaces: Tensor, number: int) -> list[Packet]:
+        packets = []
+        for offset, surface in enumerate(surfaces):
+            picture = self._codec.NV_ENC_PIC_PARAMS()
+            picture.inputTimeStamp = number + offset
+            try:
+                packets += self._mux(self._session.Encode(Surface(surface), picture))
+            except Exception as error:
+                raise DeviceError(explained(error)) from None
+        return packets
+
+    def _mux(self, pictures: list[dict[str, Any]]) -> list[Packet]:
+        return [
+            packet
+            for picture in pictures
+            for packet in self._track.packets(bytes(picture["data"]), int(picture["timestamp"]))
+        ]
+
+
+HOST = torch.device("cpu")
+
+
+class Surface:
+    """A tensor as PyNvVideoCodec takes it: torch's own `__dlpack__` has the stream by keyword only."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def cuda(self) -> "Surface":
+        return self
+
+    def __dlpack__(self, stream: int | None = None) -> object:
+        return self._tensor.__dlpack__(stream=stream)
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        return self._tensor.__dlpack_device__()
+
+
+def session_settings(codec: Codec, quality: int | None, rate: Fraction, b_frames: int) -> dict[str, Any]:
+    """What `CreateEncoder` is told: constant quality, the middle preset. Unknown keys would be ignored."""
+    gop = max(1, round(KEYFRAME_SECONDS * rate))
+    settings: dict[str, Any] = {
+        "codec": codec,
+        "preset": "P4",
+        "tuning_info": "high_quality",
+        "rc": "vbr",
+        "cq": str(QUALITY[codec] if quality is None else quality),
+        "bitrate": 0,  # no target but the quality
+        "maxbitrate": 0,
+        "fps": f"{rate.numerator}/{rate.denominator}",
+        "gop": str(gop),
+        "idrperiod": str(gop),
+        "bf": str(b_frames),
+    }
+    if codec == "av1":
+        settings["use_ivf_container"] = "0"  # bare OBUs
+    return settings
+
+
+@lru_cache
+def encoder_abilities(gpu: int, codec: Codec) -> dict[str, int]:
+    """What a GPU's NVENC can do for a codec, asked once: asking opens a session.
+
+    Raises:
+        DeviceError: it cannot, and why.
+    """
+    if not torch.cuda.is_available():  # asked first: without a GPU, PyNvVideoCodec ends the process
+        raise DeviceError(f"there is no GPU for NVENC: {why_no_cuda()}")
+    try:
+        return dict(load_codec().GetEncoderCaps(gpuid=gpu, codec=codec))
+    except DeviceError:
+        raise
+    except Exception as error:
+        raise DeviceError(explained(error)) from None
+
+
+def load_codec() -> ModuleType:
+    """PyNvVideoCodec; imported where it is used, because it needs the driver's libraries.
+
+    Raises:
+        DeviceError: it is not installed, or does not find the driver.
+    """
+    logging.getLogger("PyNvVideoCodec").addHandler(logging.NullHandler())  # what it logs is in its errors as well
+    try:
+        return importlib.import_module("PyNvVideoCodec")
+    except ModuleNotFoundError:
+        raise DeviceError("PyNvVideoCodec is not installed; pip install 'gpurender[gpu]'.") from None
+    except (ImportError, RuntimeError, OSError) as error:
+        raise DeviceError(explained(error)) from None
+
+
+def explained(error: Exception) -> str:
+    """One line on why the video hardware cannot be used, and what to do."""
+    text = str(error)
+    if "libcuda.so" in text or ("libnvidia-encode.so" in text and not driver_is_here()):
+        return NO_DRIVER
+    if "libnvidia-encode.so" in text or "libnvcuvid.so" in text:
+        return (
+            "the NVIDIA driver's video libraries are missing; a container needs "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video."
+        )
+    if "too old" in text:
+        return "the NVIDIA driver is too old for PyNvVideoCodec; update it."
+    found = re.search(r"error code : (\d+)", text, re.IGNORECASE)
+    code = int(found.group(1)) if found else None
+    if code == NO_NVENC:
+        return "this GPU has no NVENC (A100, H100 and H200 have none), or not for this codec."
+    if code == NO_MEMORY:
+        return "NVENC's sessions or memory are used up; end other encoders on this GPU."
+    return f"NVENC failed ({reason(error)})."
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line: PyNvVideoCodec's messages have it after `Error Type`."""
+    text = str(error).strip() or type(error).__name__
+    told = re.search(r"Error Type : (.*)", text)
+    return (told.group(1) if told else text.splitlines()[0]).strip(" :.")

@@ -1,0 +1,65 @@
+"""A file's sound -> a video's sound track: AAC at its own rate and channels."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain, groupby
+from pathlib import Path
+from typing import cast
+
+import av
+import av.error
+from av.audio.codeccontext import AudioCodecContext
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+
+from .errors import InputError
+
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+
+
+class SoundTrack:
+    """Re-encodes a file's sound into a container, as far as the video has come."""
+
+    def __init__(self, container: OutputContainer, sound: str | Path, source: InputContainer) -> None:
+        """`source` is the opened file `sound`."""
+        self._container = container
+        track = source.streams.audio[0]
+        rates = av.Codec("aac", "w").audio_rates or [track.rate]
+        rate = min(rates, key=lambda rate: abs(rate - track.rate))
+        layout = track.layout.name
+        if layout == f"{track.layout.nb_channels} channels":  # a plain WAV does not say which is which
+            layout = LAYOUTS.get(track.layout.nb_channels, "stereo")
+        self._stream = cast(AudioStream, container.add_stream("aac", rate, layout=layout))
+        self._packets = self._encode(_decode(sound, source))
+        self._written_seconds: Fraction | float = 0
+
+    def write_until(self, seconds: Fraction | None) -> None:
+        """Write packets up to a time, or to the end."""
+        while seconds is None or self._written_seconds < seconds:
+            packet = next(self._packets, None)
+            if packet is None:
+                return
+            if packet.pts is not None and packet.time_base is not None:
+                self._written_seconds = packet.pts * packet.time_base
+            self._container.mux(packet)
+
+    def _encode(self, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
+        context = cast(AudioCodecContext, self._stream.codec_context)
+        samples = 0
+        for _, alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
+            resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
+            for frame in chain(alike, [None]):
+                for converted in resampler.resample(frame):
+                    # Counted from 0: the features were, whatever the source's time stamps say.
+                    converted.pts, converted.time_base = samples, Fraction(1, context.sample_rate)
+                    samples += converted.samples
+                    yield from self._stream.encode(converted)
+        yield from self._stream.encode(None)
+
+
+def _decode(sound: str | Path, source: InputContainer) -> Iterator[av.AudioFrame]:
+    try:
+        yield from source.decode(source.streams.audio[0])
+    except av.error.FFmpegError as error:
+        raise InputError(f"{sound}: the sound breaks off ({error.strerror}).") from None
