@@ -10,7 +10,8 @@ from .export import export_onnx
 from .find import find_sound, find_template
 from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
 from .paste import paste_faces
-from .render import Summary, make, render
+from .render import make, render
+from .report import Summary
 from .template import Template, frame_order, open_template
 
 __all__ = [

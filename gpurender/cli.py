@@ -101,10 +101,10 @@ def main() -> None:
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to render.")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "openvino", "torch"]),
+    type=click.Choice(["auto", "tensorrt", "openvino", "torch"]),
     default="auto",
     show_default=True,
-    help="What runs the network. auto: openvino on a CPU, torch on a GPU.",
+    help="What runs the network. auto: openvino on a CPU; on a GPU tensorrt if it is installed, else torch.",
 )
 @click.option(
     "--precision",
@@ -141,15 +141,38 @@ def main() -> None:
     "is free on a GPU]",
 )
 @click.option(
+    "--decoder",
+    type=click.Choice(["auto", "dali", "nvdec", "pillow", "pyav"]),
+    default="auto",
+    show_default=True,
+    help="What decodes the template: dali or pillow its pictures, nvdec or pyav its video. auto: on a GPU dali and "
+    "nvdec, where they work.",
+)
+@click.option(
+    "--encoder",
+    type=click.Choice(["auto", "nvenc", "x264", "mjpeg"]),
+    default="auto",
+    show_default=True,
+    help="What makes the video. auto: nvenc on a GPU that has it, else x264 (x265, SVT-AV1) on the host. mjpeg: large "
+    "files for editing, made on the device.",
+)
+@click.option(
     "--codec", type=click.Choice(["h264", "hevc", "av1"]), default="h264", show_default=True, help="Of the video."
 )
 @click.option(
     "--quality",
     type=int,
     metavar="N",
-    help="Constant quality, lower is better: 0-51 for h264 [18] and hevc [20], 1-63 for av1 [24], 2-31 for .jpg [2].",
+    help="Constant quality, lower is better: 0-51 for h264 and hevc, 1-63 for av1, 2-31 for mjpeg and .jpg.  [default: "
+    "visually lossless]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Also write what was used and what each stage cost, with the machine and versions.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out and --report.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def make(template: Path, audio: Path, out: Path | None, memory: int | None, quiet: bool, **options: Any) -> None:
     """Render a talking video.
@@ -190,6 +213,27 @@ def make(template: Path, audio: Path, out: Path | None, memory: int | None, quie
         for note in summary.notes:
             click.echo(f"note: {note}")
         click.echo(str(summary))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine can do, and which path a render will take here.
+
+    Each path is tried for a moment, not only looked up: decoding, the network on each engine, encoding with each
+    encoder. Where something does not work, the line says what to do about it.
+
+    \b
+      gpurender doctor
+      gpurender doctor --json > machine.json
+    """
+    import json
+
+    from .doctor import examine
+    from .progress import TerminalProgress
+
+    examination = examine(TerminalProgress().stage)
+    click.echo(json.dumps(examination.as_dict(), indent=2, ensure_ascii=False) if as_json else str(examination))
 
 
 @main.command()

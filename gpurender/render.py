@@ -10,28 +10,45 @@ encode    frames -> video with the sound, or numbered pictures      encode.py
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .audio import FEATURE_FILES, Features, load_features
 from .crop import crop_faces, face_input
-from .encode import ENCODERS, Codec, check_destination, is_pattern, write_frames
+from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import Engine, EngineName, Precision, load_audio_engine, load_engine, resolve_device
+from .errors import DeviceError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template
-from .network import Encoded
+from .output import check_output
 from .paste import paste_faces
-from .prefetch import prefetch
-from .template import Order, Template, frame_order, open_template
+from .prefetch import Timings, stage
+from .report import Summary
+from .software_encoder import Codec
+from .template import DecoderName, Order, Template, frame_order, open_template
 
-T = TypeVar("T")
 PROBE_FRAMES = 4
+
+
+class Shown(NamedTuple):
+    """What is shown and heard in a batch of output frames."""
+
+    indices: list[int]
+    """of the template frames"""
+    frames: Tensor  # (B,3,H,W) uint8 RGB
+    keep: Tensor | None  # (B,H,W) bool
+    windows: Tensor  # (B,*WINDOW_SHAPES[mode]) float32
+
+
+class Drawn(NamedTuple):
+    shown: Shown
+    crops: Tensor  # (B,3,328,328) uint8 RGB
+    predictions: Tensor  # (B,3,320,320) float BGR
 
 
 def render(
@@ -42,8 +59,13 @@ def render(
     batch: int | None = None,
     order: Order = "bounce",
     start_frame: int = 0,
-) -> Iterator[Tensor]:
+    timings: Timings | None = None,
+    notes: list[str] | None = None,
+) -> Generator[Tensor]:
     """Render all frames of some features.
+
+    The stages run side by side, each on a thread and, on a GPU, a stream of its own. Where a GPU's memory does not do,
+    the batch is halved and the render goes on.
 
     Args:
         template: see `open_template`.
@@ -51,24 +73,56 @@ def render(
         engine: see `load_engine`; on the template's device.
         batch: frames at a time; None is what suits the engine.
         order, start_frame: which template frame is shown when, see `frame_order`.
+        timings: is told what the stages cost.
+        notes: is told if the batch had to be halved.
 
     Yields:
         (B,3,H,W) uint8 RGB on the device, `len(features)` frames in all; the last batch may be smaller.
+
+    Raises:
+        InputError: a template frame cannot be decoded.
+        DeviceError: the GPU's memory does not do for a single frame.
     """
-    batch = batch or engine.batch
     faces = Faces(template, engine, template.memory_left)
 
-    def inputs() -> Iterator[tuple[list[int], Tensor, Tensor | None, Tensor, list[Encoded], Tensor]]:
-        for start in range(0, len(features), batch):
-            stop = min(start + batch, len(features))
-            shown = frame_order(len(template), range(start, stop), order, start_frame)
-            frames, keep = template.frames(shown)
-            crops, encoded = faces(shown, frames)
-            yield shown, frames, keep, crops, encoded, features.windows(start, stop)
+    def show(outputs: range) -> Shown:
+        indices = frame_order(len(template), outputs, order, start_frame)
+        return Shown(indices, *template.frames(indices), features.windows(outputs.start, outputs.stop))
 
-    for shown, frames, keep, crops, encoded, windows in prefetch(inputs()):
-        predictions = engine.decode(encoded, windows)
-        yield paste_faces(frames, crops, predictions, template.rects[shown], keep, inplace=True)
+    def draw(shown: Shown) -> Drawn:
+        crops, encoded = faces(shown.indices, shown.frames)
+        return Drawn(shown, crops, engine.decode(encoded, shown.windows))
+
+    def paste(drawn: Drawn) -> Tensor:
+        (indices, frames, keep, _), crops, predictions = drawn
+        return paste_faces(frames, crops, predictions, template.rects[indices], keep, inplace=True)
+
+    def batches(start: int, size: int) -> Generator[Tensor]:
+        outputs = (range(i, min(i + size, len(features))) for i in range(start, len(features), size))
+        shown = stage("template", show, outputs, template.device, timings)
+        drawn = stage("network", draw, shown, template.device, timings)
+        return stage("paste", paste, drawn, template.device, timings)
+
+    size = min(batch or engine.batch, len(features))
+    done = 0
+    while done < len(features):
+        try:
+            with closing(batches(done, size)) as frames:
+                for pasted in frames:
+                    done += len(pasted)
+                    yield pasted
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise DeviceError(
+                    f"{template.device} has too little free memory for a frame of {template.width}×{template.height}; "
+                    "end other programs on it, give a smaller --memory, or --device cpu."
+                ) from None
+            size //= 2
+            if notes is not None:
+                notes.append(f"{template.device} ran out of memory: rendered {size} frames at a time from frame {done}")
+            if template.device.type == "cuda":
+                torch.cuda.synchronize(template.device)
+                torch.cuda.empty_cache()
 
 
 class Progress(Protocol):
@@ -91,39 +145,6 @@ class Silent:
         return batches
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a render made, and which path it took."""
-
-    out: Path
-    frames: int
-    fps: float
-    width: int
-    height: int
-    seconds: float
-    """wall clock, all stages"""
-    render_seconds: float
-    """of it, from the first frame's rendering to the finished file"""
-    device: str
-    engine: str
-    precision: str
-    measured_psnr_db: dict[str, float]
-    encoder: str
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        quality = "".join(
-            f" ({kind} is within {psnr:.1f} dB of fp32{'' if kind == self.precision else ': not taken'})"
-            for kind, psnr in self.measured_psnr_db.items()
-        )
-        return (
-            f"wrote {self.out}: {self.frames} frames of {self.width}×{self.height}, {self.frames / self.fps:.2f} s at "
-            f"{self.fps:g} a second\n"
-            f"used {self.engine} {self.precision}{quality} on {self.device}, encoder {self.encoder}; took "
-            f"{self.seconds:.1f} s, {self.frames / self.render_seconds:.1f} frames a second"
-        )
-
-
 def make(
     template: str | Path,
     audio: str | Path,
@@ -141,9 +162,12 @@ def make(
     start_frame: int = 0,
     parsing: bool | None = None,
     memory_budget: int | None = None,
+    decoder: DecoderName = "auto",
+    encoder: EncoderName = "auto",
     codec: Codec = "h264",
     quality: int | None = None,
     overwrite: bool = False,
+    report: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Render a talking video: everything that `gpurender make` does.
@@ -157,8 +181,9 @@ def make(
         device, engine, precision: see `load_engine`.
         batch, order, start_frame: see `render`.
         fps: see `load_features`.
-        parsing, memory_budget: see `open_template`.
-        codec, quality, overwrite: see `write_frames`.
+        parsing, memory_budget, decoder: see `open_template`.
+        encoder, codec, quality, overwrite: see `write_frames`.
+        report: a JSON file to write with the summary, the machine and the timings of all stages.
         progress: is told about stages and frames.
 
     Raises:
@@ -168,19 +193,21 @@ def make(
     progress = progress or Silent()
     template, audio = find_template(template), find_sound(audio)
     out = Path(out) if out is not None else Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4")
-    check_destination(out, frames=0, codec=codec, quality=quality, overwrite=overwrite)
+    check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
+    if report is not None:
+        check_output(Path(report), overwrite)
     place = resolve_device(device)
 
-    person = open_template(template, device=place, parsing=parsing, memory_budget=memory_budget)
+    person = open_template(template, device=place, parsing=parsing, memory_budget=memory_budget, decoder=decoder)
     frame_order(len(person), range(1), order, start_frame)
-    torch_runs_it = engine == "torch" or (engine == "auto" and place.type == "cuda")
-    network = Path(model) if model is not None else find_network(template, ".pth" if torch_runs_it else ".onnx")
-    encoder = None
+    listener = None
     if audio.suffix.lower() not in FEATURE_FILES:
-        encoder = load_audio_engine(audio_encoder or find_audio_encoder(template), place)
+        listener = load_audio_engine(audio_encoder or find_audio_encoder(template), place)
+    torch_may_run_it = engine == "torch" or (engine == "auto" and place.type == "cuda")
+    network = Path(model) if model is not None else find_network(template, ".pth" if torch_may_run_it else ".onnx")
     progress.stage(f"reading {audio.name}")
-    features = load_features(audio, encoder=encoder, fps=fps, device=place)
-    check_destination(out, frames=len(features), codec=codec, quality=quality, overwrite=overwrite)
+    features = load_features(audio, encoder=listener, fps=fps, device=place)
+    check_destination(out, frames=len(features), codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     progress.stage(f"loading {network.name}")
     probe = probe_inputs(person, features) if precision == "auto" else None
     runtime = load_engine(
@@ -194,33 +221,66 @@ def make(
     )
 
     rendering = time.perf_counter()
-    batches = render(person, features, runtime, batch=batch, order=order, start_frame=start_frame)
-    with closing(prefetch(batches)) as ahead:  # closed: its threads end before an error is reported
+    timings = Timings()
+    notes: list[str] = []
+    size = batch or runtime.batch
+    frames = render(
+        person,
+        features,
+        runtime,
+        batch=size,
+        order=order,
+        start_frame=start_frame,
+        timings=timings,
+        notes=notes,
+    )
+    first: list[float] = []
+    with closing(frames):  # its threads end before an error is reported
         written = write_frames(
-            progress.frames(ahead, len(features)),
+            progress.frames(noting_the_first(frames, first), len(features)),
             out,
             fps=features.fps,
             sound=sound or features.sound if not is_pattern(out) else None,
+            encoder=encoder,
             codec=codec,
             quality=quality,
             overwrite=overwrite,
+            timings=timings,
         )
+    timings.finish()
     ended = time.perf_counter()
-    return Summary(
+    summary = Summary(
         out=out,
-        frames=written,
+        frames=written.frames,
         fps=features.fps,
         width=person.width,
         height=person.height,
         seconds=ended - began,
+        prepare_seconds=rendering - began,
+        first_frame_seconds=first[0] - began,
         render_seconds=ended - rendering,
+        stage_seconds=timings.host_seconds,
+        stage_device_seconds=timings.device_seconds,
         device=str(place),
         engine=runtime.name,
         precision=runtime.precision,
         measured_psnr_db=runtime.measured_psnr_db,
-        encoder=out.suffix[1:] if is_pattern(out) else ENCODERS[codec].name,
-        notes=person.notes,
+        batch=size,
+        decoder=person.decoder,
+        encoder=written.encoder,
+        notes=[*person.notes, *runtime.notes, *notes, *written.notes],
     )
+    if report is not None:
+        summary.write(Path(report), overwrite)
+    return summary
+
+
+def noting_the_first(batches: Iterable[Tensor], when: list[float]) -> Iterator[Tensor]:
+    """Pass batches on, and note when the first comes."""
+    for batch in batches:
+        if not when:
+            when.append(time.perf_counter())
+        yield batch
 
 
 def probe_inputs(template: Template, features: Features) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The program as users run it: what it makes, what it says, and what it refuses."""
 
 import fcntl
+import json
 import os
 import pty
 import shutil
@@ -92,6 +93,20 @@ def test_options_go_through(run: Run, anna: Path, tmp_path: Path) -> None:
         assert container.streams.video[0].average_rate == 20
         assert container.streams.video[0].codec_context.name == "hevc"
         assert container.streams.audio
+
+
+def test_decoder_encoder_and_report(run: Run, anna: Path) -> None:
+    np.save("aud.npy", np.zeros((7, 512), np.float32))
+    result = run(
+        *("make", "--template", anna, "--audio", "aud.npy", "--out", "o.mov", "--report", "o.json"),
+        *("--decoder", "dali", "--encoder", "mjpeg", "--precision", "fp32"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "used openvino fp32 on cpu, decoder dali, encoder mjpeg" in result.output
+    told = json.loads(Path("o.json").read_text())
+    assert (told["frames"], told["decoder"], told["encoder"]) == (7, "dali", "mjpeg")
+    with av.open("o.mov") as container:
+        assert container.streams.video[0].codec_context.name == "mjpeg"
 
 
 def test_numbered_pictures(run: Run, anna: Path) -> None:
@@ -228,9 +243,14 @@ def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
     refused(run, "taken.mp4 exists; give --overwrite", *arguments, "--out", "taken.mp4")
     refused(run, "quality 99 is not within 0 (best) to 51", *arguments, "--quality", 99)
     refused(run, "start frame 5 is not within the template's frames 0 to 4", *arguments, "--start-frame", 5)
+    refused(run, "report.json is not a directory", *arguments, "--report", "report.json/a.json")
+    refused(run, "the mjpeg encoder does not make hevc", *arguments, "--encoder", "mjpeg", "--codec", "hevc")
+    refused(run, "nvdec decodes videos, but the template's frames are pictures", *arguments, "--decoder", "nvdec")
     refused(run, "'tpu' is not a device", *arguments, "--device", "tpu")
     if not torch.cuda.is_available():
         refused(run, "finds no CUDA GPU on this machine", *arguments, "--device", "cuda")
+        refused(run, "the nvenc encoder takes frames on a GPU", *arguments, "--encoder", "nvenc")
+        refused(run, "--engine openvino", *arguments, "--engine", "tensorrt", "--device", "cpu")
 
 
 def test_a_cpu_without_half_precision(run: Run, anna: Path, speech: Path) -> None:

@@ -1,4 +1,7 @@
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ from PIL import Image
 
 import gpurender
 from gpurender import (
+    DeviceError,
+    Engine,
     crop_faces,
     face_input,
     frame_order,
@@ -17,6 +22,7 @@ from gpurender import (
     paste_faces,
     render,
 )
+from gpurender.network import Encoded
 from gpurender.template import Order
 
 
@@ -113,7 +119,7 @@ def test_python_api_of_the_readme(
     features = gpurender.load_features(speech, encoder=encoder)
     engine = gpurender.load_engine(tiny_unet, mode=features.mode, device="cpu", engine="torch")
     frames = gpurender.render(template, features, engine)
-    assert gpurender.write_frames(frames, tmp_path / "a.mp4", fps=features.fps, sound=speech) == len(features)
+    assert gpurender.write_frames(frames, tmp_path / "a.mp4", fps=features.fps, sound=speech).frames == len(features)
 
 
 def test_pictures_of_the_template_are_exact_outside_the_face(
@@ -130,3 +136,66 @@ def test_pictures_of_the_template_are_exact_outside_the_face(
         same = (written == original).all(2)
         same[y0:y1, x0:x1] = True
         assert same.all()
+
+
+class Scarce:
+    """An engine on a device whose memory does for a few frames at a time."""
+
+    def __init__(self, engine: Engine, most: int) -> None:
+        self._engine, self._most = engine, most
+        self.asked: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def decode(self, encoded: Sequence[Encoded], audio: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(encoded))
+        if len(encoded) > self._most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self._engine.decode(encoded, audio)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path
+) -> None:
+    template, features = open_template(make_template()), load_features(features_file)
+    engine = load_engine(tiny_unet, device="cpu", engine="torch", precision="fp32")
+    expected = torch.cat(list(render(template, features, engine, batch=2)))
+    scarce, notes = Scarce(engine, most=2), []
+    frames = list(render(template, features, cast(Engine, scarce), batch=8, notes=notes))
+    assert (torch.cat(frames).int() - expected.int()).abs().max() <= 1
+    assert [len(batch) for batch in frames] == [2, 2, 2, 2, 2, 1]
+    assert scarce.asked[:3] == [8, 4, 2]
+    assert notes == [f"cpu ran out of memory: rendered {size} frames at a time from frame 0" for size in (4, 2)]
+
+
+def test_no_memory_for_a_single_frame(make_template: MakeTemplate, features_file: Path, tiny_unet: Path) -> None:
+    template, features = open_template(make_template()), load_features(features_file)
+    engine = load_engine(tiny_unet, device="cpu", engine="torch", precision="fp32")
+    with pytest.raises(DeviceError, match=r"cpu has too little free memory for a frame of \d+×\d+; end other"):
+        list(render(template, features, cast(Engine, Scarce(engine, most=0)), batch=4))
+
+
+def test_the_report_says_what_was_used_and_what_it_cost(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    template = make_template()
+    summary = gpurender.make(
+        template, features_file, tmp_path / "a.mp4", model=tiny_unet, engine="torch", batch=4, report=report
+    )
+    told = json.loads(report.read_text())
+    assert told == json.loads(json.dumps(summary.as_dict()))
+    assert (told["engine"], told["precision"], told["decoder"], told["encoder"]) == (
+        "torch",
+        "fp32",
+        "pillow",
+        "libx264",
+    )
+    assert (told["frames"], told["batch"]) == (11, 4)
+    assert set(told["stage_seconds"]) == {"template", "network", "paste", "colour", "encode"}
+    assert 0 < told["prepare_seconds"] < told["first_frame_seconds"] < told["seconds"]
+    assert told["versions"]["torch"]
+    with pytest.raises(gpurender.OutputError, match=r"report.json exists; give --overwrite"):
+        gpurender.make(template, features_file, tmp_path / "b.mp4", model=tiny_unet, report=report)
+    assert not (tmp_path / "b.mp4").exists()

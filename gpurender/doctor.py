@@ -1,0 +1,303 @@
+"""What this machine can do, tried for a moment, and which path a render takes here."""
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+import torch
+
+from . import nvenc
+from .cuda import driver_version, fixed_function_engines, why_no_cuda
+from .decoders import DecoderName
+from .encode import EncoderName, write_frames
+from .engine import EngineName, Precision, load_engine
+from .errors import DeviceError, InputError, OutputError
+from .export import example_input
+from .find import find_network, find_template
+from .nvdec import find_nvdec
+from .pictures import read_picture
+from .render import make
+from .report import installed, processor
+from .software_encoder import Codec
+from .template import open_template
+
+FRAMES = 8
+SIZE = 256
+CODECS: tuple[Codec, ...] = ("h264", "hevc", "av1")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One path, tried."""
+
+    part: str
+    """`decode`, `network` or `encode`"""
+    path: str
+    device: str
+    works: bool
+    detail: str
+    """how fast it was, or why it does not work and what to do"""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    device: str
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    engines: dict[str, bool | None]
+    """whether there are `nvenc`, `nvdec` and `jpeg` in hardware; None where the driver does not say"""
+
+
+@dataclass(frozen=True)
+class Examination:
+    machine: dict[str, Any]
+    gpus: list[Gpu]
+    no_gpu: str | None
+    """why there is none"""
+    checks: list[Check]
+    render: dict[str, Any]
+    """what a render of the bundled avatar used, all choices left to gpurender"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything; JSON can hold it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        versions = self.machine["versions"]
+        lines = [
+            f"gpurender {versions.get('gpurender', '')}, Python {versions['python']}, {self.machine['system']}",
+            f"processor  {self.machine['processor']}, {self.machine['cpus']} threads",
+            f"driver     {self.machine['driver'] or 'no NVIDIA driver'}",
+        ]
+        lines += [
+            f"{gpu.device:<11}{gpu.name}, compute capability {gpu.compute_capability}, "
+            f"{gpu.memory_bytes / 2**30:.0f} GiB; in hardware: {listed(gpu.engines)}"
+            for gpu in self.gpus
+        ] or [f"GPU        {self.no_gpu}"]
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "python")
+        lines += ["packages   " + packages, ""]
+        width = max(len(f"{check.path} on {check.device}") for check in self.checks)
+        for check in self.checks:
+            path = f"{check.path} on {check.device}"
+            lines.append(f"{check.part:<9}{'works' if check.works else '-':<6}  {path:<{width}}  {check.detail}")
+        used = self.render
+        if "error" in used:
+            lines += ["", f"a render here fails: {used['error']}"]
+        else:
+            lines += [
+                "",
+                f"a render here would use: {used['engine']} {used['precision']} on {used['device']}, decoder "
+                f"{used['decoder']}, encoder {used['encoder']}",
+                *(f"  note: {note}" for note in used["notes"]),
+            ]
+        return "\n".join(lines)
+
+
+def listed(engines: dict[str, bool | None]) -> str:
+    words = {True: "{}", False: "no {}", None: "{} unknown"}
+    return ", ".join(words[there].format(engine) for engine, there in engines.items())
+
+
+def examine(notify: Callable[[str], None] = lambda text: None) -> Examination:
+    """Try every path on every device, each for about a second once what it needs is loaded or built.
+
+    Args:
+        notify: is told what is being tried.
+    """
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
+    checks = []
+    for part, path, device, attempt in attempts(devices):
+        notify(f"trying {path} on {device}")
+        checks.append(tried(part, path, device, attempt))
+    notify("rendering")
+    return Examination(
+        machine={
+            "system": platform.platform(),
+            "processor": processor(),
+            "cpus": torch.get_num_threads(),
+            "driver": driver_version(),
+            "versions": {"python": platform.python_version(), **installed()},
+        },
+        gpus=[describe_gpu(device) for device in devices[1:]],
+        no_gpu=None if devices[1:] else why_no_cuda(),
+        checks=checks,
+        render=trial_render(),
+    )
+
+
+def describe_gpu(device: str) -> Gpu:
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu(
+        device=device,
+        name=properties.name,
+        compute_capability=f"{properties.major}.{properties.minor}",
+        memory_bytes=properties.total_memory,
+        engines=fixed_function_engines(torch.device(device).index),
+    )
+
+
+Attempt = Callable[[Path, str], str]
+"""Tries something with a scratch directory on a device, and says how it went."""
+
+
+def attempts(devices: list[str]) -> Iterator[tuple[str, str, str, Attempt]]:
+    """The part, path, device and attempt of everything that there is to try."""
+    for device in devices:
+        gpu = device != "cpu"
+        for decoder in ("dali",) if gpu else ("pillow", "dali"):
+            yield "decode", f"pictures, {decoder}", device, decoding_pictures(decoder)
+        yield "decode", "video, nvdec" if gpu else "video, pyav", device, decoding_video("nvdec" if gpu else "pyav")
+        engines: list[tuple[EngineName, Precision]] = (
+            [("tensorrt", "fp16"), ("tensorrt", "fp32"), ("torch", "fp16"), ("torch", "fp32")]
+            if gpu
+            else [("openvino", "fp32"), ("openvino", "bf16"), ("torch", "fp32")]
+        )
+        for engine, precision in engines:
+            yield "network", f"{engine} {precision}", device, running(engine, precision)
+        for codec in CODECS:
+            yield (
+                "encode",
+                f"{codec}, {'nvenc' if gpu else 'software'}",
+                device,
+                encoding("nvenc" if gpu else "auto", codec),
+            )
+        yield "encode", "mjpeg", device, encoding("mjpeg", "h264")
+    if devices == ["cpu"]:
+        for part, path, attempt in (
+            ("decode", "video, nvdec", lambda directory, device: find_nvdec()),
+            ("network", "tensorrt", lambda directory, device: say_installed("tensorrt")),
+            ("encode", "nvenc", lambda directory, device: say_installed("PyNvVideoCodec")),
+        ):
+            yield part, path, "cuda", attempt
+
+
+def tried(part: str, path: str, device: str, attempt: Attempt) -> Check:
+    try:
+        with tempfile.TemporaryDirectory(prefix="gpurender-") as directory:
+            return Check(part, path, device, True, attempt(Path(directory), device))
+    except (InputError, DeviceError, OutputError) as error:
+        return Check(part, path, device, False, str(error))
+    except Exception as error:  # one path that breaks in a way of its own must not hide the others
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Check(part, path, device, False, f"fails unexpectedly ({type(error).__name__}: {first})")
+
+
+def decoding_pictures(decoder: str) -> Attempt:
+    def attempt(directory: Path, device: str) -> str:
+        avatar = open_template(find_template("avatar"))
+        pixels = avatar.frames(range(FRAMES))[0]
+        folder = directory / "template" / "full_body_img"
+        (directory / "template" / "landmarks").mkdir(parents=True)
+        write_frames([pixels], make_folder(folder) / "%d.jpg", fps=25)
+        for number in range(1, FRAMES + 1):
+            landmarks = "\n".join(["400 100"] * 31 + ["500 100"] * 21 + ["500 500"] * 58)
+            (directory / "template" / "landmarks" / f"{number}.lms").write_text(landmarks)
+        template = open_template(
+            directory / "template", device=device, decoder=cast(DecoderName, decoder), memory_budget=0
+        )
+        template.frames([0])
+        began = time.perf_counter()
+        frames, _ = template.frames(range(FRAMES))
+        finish(device)
+        seconds = time.perf_counter() - began
+        expected = torch.stack([read_picture(folder / f"{i}.jpg") for i in range(1, FRAMES + 1)])
+        difference = (frames.cpu().int() - expected.int()).abs().float().mean().item()
+        if difference > 2:
+            raise DeviceError(f"its pixels are {difference:.1f} levels from Pillow's.")
+        return f"{1000 * seconds / FRAMES:.1f} ms a picture of {template.width}×{template.height}"
+
+    return attempt
+
+
+def make_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def decoding_video(decoder: DecoderName) -> Attempt:
+    def attempt(directory: Path, device: str) -> str:
+        template = open_template(find_template("avatar"), device=device, decoder=decoder, parsing=False)
+        began = time.perf_counter()
+        template.frames(range(4 * FRAMES))
+        finish(device)
+        seconds = time.perf_counter() - began
+        return f"{1000 * seconds / 4 / FRAMES:.1f} ms a frame of {template.width}×{template.height}"
+
+    return attempt
+
+
+def running(engine: EngineName, precision: Precision) -> Attempt:
+    def attempt(directory: Path, device: str) -> str:
+        kind = ".pth" if engine == "torch" else ".onnx"
+        loaded = load_engine(
+            find_network(find_template("avatar"), kind), device=device, engine=engine, precision=precision
+        )
+        faces, audio = (tensor.to(device) for tensor in example_input(loaded.batch, "ave"))
+        encoded = loaded.encode(faces)
+        loaded.decode(encoded, audio)
+        began = time.perf_counter()
+        pictures = loaded.decode(encoded, audio)
+        finish(device)
+        seconds = time.perf_counter() - began
+        if not pictures.isfinite().all():
+            raise DeviceError("it gives values that are not finite.")
+        notes = f"; {'; '.join(loaded.notes)}" if loaded.notes else ""
+        return f"{1000 * seconds / len(pictures):.1f} ms a frame with the avatar's network{notes}"
+
+    return attempt
+
+
+def encoding(encoder: EncoderName, codec: Codec) -> Attempt:
+    def attempt(directory: Path, device: str) -> str:
+        ramp = torch.arange(SIZE, dtype=torch.uint8).expand(4 * FRAMES, 3, SIZE, SIZE).to(device)
+        out = directory / "out.mkv"
+        began = time.perf_counter()
+        written = write_frames(iter(ramp.split(FRAMES)), out, fps=25, encoder=encoder, codec=codec)
+        seconds = time.perf_counter() - began
+        with av.open(str(out)) as container:
+            decoded = list(container.decode(video=0))
+        middle = decoded[-1].to_ndarray(format="rgb24")[SIZE // 2, SIZE // 2]
+        if len(decoded) != len(ramp) or np.abs(middle.astype(int) - SIZE // 2).max() > 6:
+            raise DeviceError("what it wrote is not what it was given.")
+        return f"{written.encoder}: {len(decoded)} frames of {SIZE}×{SIZE} in {seconds:.2f} s"
+
+    return attempt
+
+
+def finish(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def say_installed(module: str) -> str:
+    """Why something that needs a GPU does not work on a machine without one.
+
+    Raises:
+        DeviceError: always.
+    """
+    if module == "tensorrt":
+        from .tensorrt_build import find_tensorrt
+
+        raise DeviceError(f"{find_tensorrt()} is installed, but there is no GPU to run it.")
+    nvenc.load_codec()
+    raise DeviceError("PyNvVideoCodec is installed, but there is no GPU.")
+
+
+def trial_render() -> dict[str, Any]:
+    """What a render of a moment of the avatar uses, all choices left to gpurender."""
+    with tempfile.TemporaryDirectory(prefix="gpurender-") as directory:
+        features = Path(directory) / "features.npy"
+        np.save(features, np.zeros((2 * FRAMES, 512), np.float32))
+        try:
+            summary = make("avatar", features, Path(directory) / "out.mp4")
+        except (InputError, DeviceError, OutputError) as error:
+            return {"error": str(error)}
+    keys = ("device", "engine", "precision", "measured_psnr_db", "batch", "decoder", "encoder", "notes")
+    return {key: value for key, value in summary.as_dict().items() if key in keys}
