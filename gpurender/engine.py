@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .audio import AudioEncoderLike
+from .cuda import why_no_cuda
 from .errors import DeviceError, InputError
 from .export import cached_onnx
 from .half import cached_half
@@ -82,7 +83,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type not in ("cpu", "cuda"):
         raise DeviceError(f"{device} cannot render; choose auto, cpu, cuda or cuda:N.")
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"{device}: torch finds no CUDA GPU on this machine; use --device cpu.")
+        raise DeviceError(f"{device}: torch finds no CUDA GPU on this machine; use --device cpu. Why: {why_no_cuda()}")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"{device}: there are {torch.cuda.device_count()} GPUs here, numbered from 0.")
     return resolved

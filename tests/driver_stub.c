@@ -107,6 +107,12 @@ int cuStreamGetCtx(void *stream, void **context) {
     return there();
 }
 
+int cuDriverGetVersion(int *version) {
+    const char *told = getenv("STUB_CUDA_VERSION");
+    *version = told ? atoi(told) : 99000;
+    return SUCCESS;
+}
+
 int cuDeviceGetCount(int *count) {
     *count = gpus();
     return there();

@@ -1,0 +1,40 @@
+"""Why there is no GPU, asked of a machine without a driver and of one with a stub of it."""
+
+import pytest
+import torch
+from driver_stub import driver_stub_fixture as driver_stub_fixture
+from driver_stub import run_python
+
+from gpurender import DeviceError
+from gpurender.cuda import ENGINES, driver_is_here, fixed_function_engines, why_no_cuda
+from gpurender.engine import resolve_device
+
+ASK = "from gpurender.cuda import why_no_cuda; print(why_no_cuda())"
+
+
+@pytest.mark.skipif(driver_is_here(), reason="there is a driver")
+def test_no_driver() -> None:
+    if torch.version.cuda is None:
+        assert "this torch is built without CUDA" in why_no_cuda()
+    else:
+        assert "there is no NVIDIA driver here (libcuda.so.1 is missing)" in why_no_cuda()
+    with pytest.raises(
+        DeviceError, match=r"torch finds no CUDA GPU on this machine; use --device cpu. Why: "
+    ) as raised:
+        resolve_device("cuda")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+def test_a_driver_without_a_gpu_and_one_that_is_too_old(driver_stub: dict[str, str]) -> None:
+    assert "finds no GPU that it can use (cuInit gives 100)" in run_python(ASK, driver_stub).stdout
+    old = run_python(ASK, {**driver_stub, "STUB_CUDA_VERSION": "11040"})
+    assert "the NVIDIA driver is too old: it does CUDA 11.4, and this torch needs" in old.stdout
+    assert "update the driver, or install torch for CUDA 11" in old.stdout
+
+
+@pytest.mark.gpu
+def test_the_gpus_engines_are_told() -> None:
+    engines = fixed_function_engines(0)
+    assert set(engines) == set(ENGINES)
+    assert all(there in (True, False, None) for there in engines.values())
