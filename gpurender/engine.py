@@ -247,8 +247,20 @@ def tensorrt_attempts(
     """What to try, one after another, until something works."""
 
     def with_plans(halves: Halves, mixed: bool = False) -> Engine:
-        loader = PlanLoader(tensorrt, device, halves.batch or batch or BATCH, mixed=mixed, notify=notify)
-        return TensorRtEngine(halves, loader, device, batch)
+        wanted = rows = halves.batch or batch or BATCH
+        while True:
+            try:
+                loader = PlanLoader(tensorrt, device, rows, mixed=mixed, notify=notify)
+                engine = TensorRtEngine(halves, loader, device, rows)
+            except PlanMemoryError:
+                if rows == 1 or halves.batch is not None:
+                    raise
+                rows //= 2
+                notify(f"{device} has too little free memory; trying {rows} frames at a time")
+                continue
+            if rows < wanted:
+                engine.notes.append(f"too little memory on {device} for {wanted} frames at a time: it does {rows}")
+            return engine
 
     def with_torch(checkpoint: Path) -> Engine:
         return TorchEngine(load_unet(checkpoint, halves.mode), device, precision)

@@ -200,11 +200,11 @@ def make(
 
     person = open_template(template, device=place, parsing=parsing, memory_budget=memory_budget, decoder=decoder)
     frame_order(len(person), range(1), order, start_frame)
+    torch_may_run_it = engine == "torch" or place.type == "cuda"
+    network = Path(model) if model is not None else find_network(template, ".pth" if torch_may_run_it else ".onnx")
     listener = None
     if audio.suffix.lower() not in FEATURE_FILES:
         listener = load_audio_engine(audio_encoder or find_audio_encoder(template), place)
-    torch_may_run_it = engine == "torch" or (engine == "auto" and place.type == "cuda")
-    network = Path(model) if model is not None else find_network(template, ".pth" if torch_may_run_it else ".onnx")
     progress.stage(f"reading {audio.name}")
     features = load_features(audio, encoder=listener, fps=fps, device=place)
     check_destination(out, frames=len(features), codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
@@ -216,6 +216,7 @@ def make(
         device=place,
         engine=engine,
         precision=precision,
+        batch=batch,
         probe=probe,
         notify=progress.stage,
     )

@@ -785,6 +785,28 @@ def test_nothing_works(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None
         first_that_works(attempts, "tiny", print)
 
 
+@pytest.mark.parametrize(("most", "asked"), [(4, 16), (1, 2), (3, None)])
+def test_without_memory_for_the_batch_it_is_halved(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, most: int, asked: int | None
+) -> None:
+    class Scarce(Loader):
+        def __init__(self, tensorrt: TensorRt, device: torch.device, rows: int, **options: Any) -> None:
+            if rows > most:
+                raise PlanMemoryError("TensorRT 11.2 finds too little memory")
+            super().__init__(tensorrt, device, rows, **options)
+
+    monkeypatch.setattr(engine_module, "PlanLoader", Scarce)
+    monkeypatch.setattr(Loader, "refused", ())
+    installed = TensorRt(ModuleType("tensorrt"), "11.2")
+    attempts = tensorrt_attempts(installed, tiny_onnx, read_halves(tiny_onnx), None, CPU, "fp32", asked, print)
+    engine = first_that_works(attempts, "tiny", print)
+    rows = {4: 4, 1: 1, 3: 2}[most]
+    assert engine.batch == rows
+    assert engine.notes == [f"too little memory on cpu for {asked or 16} frames at a time: it does {rows}"]
+    inputs, expected = expected_pictures(tiny_onnx, 5)
+    assert (predict(engine, *inputs) - expected).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(("noise", "taken"), [(0.0, "fp16"), (0.1, "fp32")])
 def test_auto_holds_half_precision_against_the_exact_engine(tiny_onnx: Path, noise: float, taken: str) -> None:
     built: list[str] = []
