@@ -17,6 +17,10 @@ WEIGHTS: dict[Matrix, tuple[float, float]] = {
 """What red and blue weigh in luma (ITU-T H.273, table 4: KR and KB); green is what is left of 1."""
 
 
+AT_ONCE = 4
+"""Frames that are made NV12 together; while they are, they take a few times their memory."""
+
+
 def rgb_to_nv12(frames: Tensor, *, matrix: Matrix = "bt709", full_range: bool = False) -> Tensor:
     """Convert RGB frames to NV12 surfaces: H rows of luma, then H/2 rows of chroma, Cb and Cr alternating.
 
@@ -42,20 +46,25 @@ def rgb_to_nv12(frames: Tensor, *, matrix: Matrix = "bt709", full_range: bool = 
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
         raise ValueError(f"frames are (B,3,H,W) uint8, given {tuple(frames.shape)} {frames.dtype}")
-    pixels = frames.float()
-    height, width = frames.shape[2:]
-    if height % 2 or width % 2:
-        pixels = F.pad(pixels, (0, width % 2, 0, height % 2), mode="replicate")
-    kr, kb, low, luma_span, chroma_span = equations(matrix, full_range)
-    means = F.avg_pool2d(pixels, 2)
-    surfaces = frames.new_empty(len(frames), pixels.shape[2] * 3 // 2, pixels.shape[3])
-    luma, chroma = planes(surfaces)
+    height, width = (side + side % 2 for side in frames.shape[2:])
+    surfaces = frames.new_empty(len(frames), height * 3 // 2, width)
+    for some, of_some in zip(frames.split(AT_ONCE), surfaces.split(AT_ONCE), strict=True):
+        pixels = some.float()
+        if pixels.shape[2:] != (height, width):
+            pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]), mode="replicate")
+        fill_nv12(*planes(of_some), pixels, *equations(matrix, full_range))
+    return surfaces
+
+
+def fill_nv12(
+    luma: Tensor, chroma: Tensor, pixels: Tensor, kr: float, kb: float, low: int, luma_span: int, chroma_span: int
+) -> None:
     luma.copy_(to_8_bits(weigh(pixels, kr, kb).mul_(luma_span / 255).add_(low)))
+    means = F.avg_pool2d(pixels, 2)
     grey = weigh(means, kr, kb)
     for k, (channel, weight) in enumerate(((2, kb), (0, kr))):
         difference = (means[:, channel] - grey).mul_(chroma_span / 255 / (2 * (1 - weight)))
         chroma[..., k].copy_(to_8_bits(difference.add_(128)))
-    return surfaces
 
 
 def nv12_to_rgb(

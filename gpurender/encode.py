@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import av
 import av.error
+import torch
 from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
@@ -163,8 +163,9 @@ def write_frames(
         video, notes = open_encoder(encoder, container, codec, quality, rate, first)
         track = None
         count = 0
-        packets_of = video.packets(chain([first], iterator), timings or Timings())
+        held = [first]
         del first
+        packets_of = video.packets(emptied_then(held, iterator), timings or Timings())
         with closing(packets_of):  # pyright: ignore[reportArgumentType]
             for count, packets in packets_of:
                 if packets and track is None and sound is not None and source is not None:
@@ -175,6 +176,12 @@ def write_frames(
         if track is not None:
             track.write_until(None)
     return Written(count, video.name, notes)
+
+
+def emptied_then(held: list[Tensor], rest: Iterator[Tensor]) -> Iterator[Tensor]:
+    """What is held, which is then let go, and the rest."""
+    yield held.pop()
+    yield from rest
 
 
 def open_encoder(
@@ -203,3 +210,7 @@ def _encoder_errors(out: Path) -> Iterator[None]:
         yield
     except av.error.FFmpegError as error:
         raise OutputError(describe(out, OSError(error.errno, error.strerror))) from error
+    except torch.OutOfMemoryError:
+        raise DeviceError(
+            "the GPU has too little free memory to encode; give a smaller --batch or --memory, or --device cpu."
+        ) from None

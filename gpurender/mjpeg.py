@@ -47,7 +47,12 @@ class MjpegEncoder:
         """Compress frames (B,3,H,W) uint8 RGB: how many went in so far, and the packets that came out."""
 
         def compress(frames: Tensor) -> list[Tensor]:
+            # torchvision's encoder keeps to the stream of its first call in the process, whatever the current one is.
+            if frames.is_cuda:
+                torch.cuda.current_stream(frames.device).synchronize()
             pictures = self._encode_jpeg(list(frames), quality=self._quality)
+            if frames.is_cuda:
+                torch.cuda.synchronize(frames.device)
             return [picture.cpu() for picture in pictures]  # files, not pixels
 
         count = 0

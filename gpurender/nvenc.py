@@ -57,15 +57,21 @@ class NvencEncoder:
         self._stream = torch.cuda.Stream(device)  # a handle of 0 would make the encoder run on one of its own
         settings = session_settings(codec, quality, rate, b_frames)
         try:
-            self._session = self._codec.CreateEncoder(
-                width, height, "NV12", False, gpu_id=device.index or 0, cudastream=self._stream.cuda_stream, **settings
-            )
+            with torch.cuda.device(device):
+                self._session = self._codec.CreateEncoder(
+                    *(width, height, "NV12", False),
+                    gpu_id=device.index or 0,
+                    cudastream=self._stream.cuda_stream,
+                    **settings,
+                )
         except Exception as error:  # PyNvVCException derives from Exception alone
             raise DeviceError(explained(error)) from None
         self._track = ElementaryTrack(container, codec, rate, (width, height), delay=b_frames)
 
     def packets(self, batches: Iterable[Tensor], timings: Timings) -> Iterator[tuple[int, list[Packet]]]:
         """Encode frames (B,3,H,W) uint8 RGB: how many went in so far, and the packets that came out."""
+        if self._device.type == "cuda":  # the first batch is ready on the caller's stream alone
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         count = 0
         with closing(stage("colour", rgb_to_nv12, batches, self._device, timings)) as surfaces:
             while True:

@@ -66,6 +66,9 @@ def stage(
     def worked() -> Iterator[T]:
         with closing(items) if isinstance(items, Generator) else nullcontext():
             for item in items:
+                if device.type == "cuda":  # items may be from the caller's stream: see `prefetch`
+                    for tensor in tensors_in(item):
+                        tensor.record_stream(torch.cuda.current_stream(device))
                 done = timings.measured(name, lambda item=item: work(item), device)
                 del item  # its memory is the next stage's to free
                 yield done
@@ -120,7 +123,10 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
         while True:
             more, value, event = ready.get()
             if isinstance(value, BaseException):
-                raise value
+                try:
+                    raise value
+                finally:
+                    del value  # else error and traceback would hold each other, and all tensors of the stages
             if not more:
                 return
             if event is not None:

@@ -106,17 +106,21 @@ def render(
     size = min(batch or engine.batch, len(features))
     done = 0
     while done < len(features):
+        short_of_memory = False
         try:
             with closing(batches(done, size)) as frames:
                 for pasted in frames:
                     done += len(pasted)
                     yield pasted
+                    del pasted
         except torch.OutOfMemoryError:
             if size == 1:
                 raise DeviceError(
                     f"{template.device} has too little free memory for a frame of {template.width}×{template.height}; "
                     "end other programs on it, give a smaller --memory, or --device cpu."
                 ) from None
+            short_of_memory = True
+        if short_of_memory:  # the error is gone by now, and with it what its stages held
             size //= 2
             if notes is not None:
                 notes.append(f"{template.device} ran out of memory: rendered {size} frames at a time from frame {done}")

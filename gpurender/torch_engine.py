@@ -28,11 +28,11 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, faces: Tensor) -> list[Encoded]:
         faces = faces.to(self._dtype, memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(allow_tf32=False):  # fp32 means fp32
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 means fp32
             return list(zip(faces, *self._network.encode(faces), strict=True))
 
     @torch.inference_mode()
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
         face, *levels = (torch.stack(level) for level in zip(*encoded, strict=True))
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self._network.decode(face, tuple(levels), audio.to(self._dtype)).float()

@@ -3,6 +3,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -197,6 +198,27 @@ def test_an_item_is_dropped_while_the_next_is_awaited() -> None:
     waiting.join()
     ahead.close()
     assert dropped
+
+
+def test_what_a_failed_item_held_is_freed_with_its_error() -> None:
+    class Memory:
+        pass
+
+    held: list[weakref.ref[Memory]] = []
+
+    def fails() -> Iterator[int]:
+        memory = Memory()
+        held.append(weakref.ref(memory))
+        yield 1
+        raise ValueError("no more")
+
+    gc.disable()  # a GPU's memory does not make Python collect its garbage
+    try:
+        with suppress(ValueError):
+            list(prefetch(fails()))
+        assert becomes(lambda: held[0]() is None)
+    finally:
+        gc.enable()
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
