@@ -1,6 +1,8 @@
 """x264, x265 and SVT-AV1: video encoded on the host."""
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Literal, NamedTuple, cast
 
@@ -72,8 +74,24 @@ class SoftwareEncoder:
                 frame = frame.reformat(format=context.pix_fmt)
             frame.pts, frame.time_base = count, 1 / self._rate
             count += 1
-            yield count, timings.measured("encode", lambda frame=frame: self._stream.encode(frame), host)
+            with scheduling_kept():
+                packets = timings.measured("encode", lambda frame=frame: self._stream.encode(frame), host)
+            yield count, packets
         yield count, timings.measured("encode", lambda: self._stream.encode(None), host)
+
+
+@contextmanager
+def scheduling_kept() -> Iterator[None]:
+    """SVT-AV1 makes the thread that opens it a real-time one where it may, as root. Threads that come from it later
+    would be so too, and would starve each other for good where they wait by spinning, as OpenMP's do."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def yuv_frames(batches: Iterable[Tensor], timings: Timings) -> Iterator[av.VideoFrame]:

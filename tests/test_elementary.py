@@ -11,7 +11,7 @@ import pytest
 from av.video.codeccontext import VideoCodecContext
 
 from gpurender.elementary import ElementaryTrack, begins_anew, obu_types
-from gpurender.software_encoder import LIBRARIES, Codec
+from gpurender.software_encoder import LIBRARIES, Codec, scheduling_kept
 
 RATE = Fraction(30000, 1001)
 COUNT, GOP = 23, 10
@@ -32,7 +32,8 @@ def encoded(codec: Codec, b_frames: int, count: int = COUNT) -> list[tuple[bytes
         frame = av.VideoFrame.from_ndarray(np.full((96, 96), 128, np.uint8), "yuv420p")
         np.frombuffer(frame.planes[0], np.uint8)[:] = 20 + 8 * number  # pyright: ignore
         frame.pts = number
-        packets += context.encode(frame)
+        with scheduling_kept():
+            packets += context.encode(frame)
     packets += context.encode(None)
     return [(bytes(packet), cast(int, packet.pts), packet.is_keyframe) for packet in packets]
 

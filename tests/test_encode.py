@@ -1,5 +1,6 @@
 """What is written is read back with decoders that know nothing of our writer."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -266,6 +267,12 @@ def test_mjpegs_quality(tmp_path: Path) -> None:
 def test_encoders_that_do_not_go_with_the_rest(tmp_path: Path, name: str, encoder, codec, words: str) -> None:
     with pytest.raises(InputError, match=words):
         write_frames([smooth(1)], tmp_path / name, fps=25, encoder=encoder, codec=codec)
+
+
+def test_svt_av1_does_not_make_this_thread_a_real_time_one(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0)
+    write_frames([smooth(3)], tmp_path / "a.mp4", fps=25, codec="av1")
+    assert os.sched_getscheduler(0) == before
 
 
 def test_timings_tell_what_stages_cost(tmp_path: Path) -> None:
