@@ -2,14 +2,14 @@
 
 from .audio import Features, load_features
 from .color import nv12_to_rgb, rgb_to_nv12
-from .crop import crop_faces, face_input
+from .crop import crop_and_mask, crop_faces, face_input
 from .encode import write_frames
 from .engine import Engine, load_audio_engine, load_engine, predict
 from .errors import DeviceError, InputError, OutputError
 from .export import export_onnx
 from .find import find_sound, find_template
 from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
-from .paste import paste_faces
+from .paste import paste_faces, paste_faces_nv12
 from .render import make, render
 from .report import Summary
 from .template import Template, frame_order, open_template
@@ -24,6 +24,7 @@ __all__ = [
     "Summary",
     "Template",
     "UNet",
+    "crop_and_mask",
     "crop_faces",
     "export_onnx",
     "face_input",
@@ -39,6 +40,7 @@ __all__ = [
     "nv12_to_rgb",
     "open_template",
     "paste_faces",
+    "paste_faces_nv12",
     "predict",
     "render",
     "rgb_to_nv12",

@@ -1,10 +1,12 @@
 """RGB <-> NV12, the pictures that video encoders take and decoders give; matrix and range explicit."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen
 
 Matrix = Literal["bt601", "bt709", "bt2020"]
 Siting = Literal["left", "centre", "top left", "top"]
@@ -17,11 +19,24 @@ WEIGHTS: dict[Matrix, tuple[float, float]] = {
 """What red and blue weigh in luma (ITU-T H.273, table 4: KR and KB); green is what is left of 1."""
 
 
+Equations = tuple[float, float, int, int, int]
+"""KR, KB, luma's lowest level, and the spans of luma and chroma."""
+
+BETWEEN: dict[Siting, tuple[bool, bool]] = {
+    "left": (False, True),
+    "centre": (True, True),
+    "top left": (False, False),
+    "top": (True, False),
+}
+"""Whether chroma samples lie between pixels, across and down, or on even ones."""
+
 AT_ONCE = 4
 """Frames that are made NV12 together; while they are, they take a few times their memory."""
 
 
-def rgb_to_nv12(frames: Tensor, *, matrix: Matrix = "bt709", full_range: bool = False) -> Tensor:
+def rgb_to_nv12(
+    frames: Tensor | DLPack, *, matrix: Matrix = "bt709", full_range: bool = False, impl: Impl | None = None
+) -> Tensor:
     """Convert RGB frames to NV12 surfaces: H rows of luma, then H/2 rows of chroma, Cb and Cr alternating.
 
     Convention: H.273's equations for 8 bits. Luma is 16..235 and chroma 16..240 around 128 in limited range, 0..255 in
@@ -29,8 +44,10 @@ def rgb_to_nv12(frames: Tensor, *, matrix: Matrix = "bt709", full_range: bool = 
     computed in float32 and rounded once. An odd width or height is made even by repeating the last column or row.
 
     Args:
-        frames: (B,3,H,W) uint8 RGB.
+        frames: (B,3,H,W) uint8 RGB of any strides; torch's or any library's that has DLPack.
         matrix, full_range: what the surfaces are to be; BT.709 limited is what video players take HD to be.
+        impl: `reference` is torch, on any device; `kernel` is one Triton kernel. None is the kernel on CUDA. Where the
+            exact value lies within 0.0001 of two levels' middle, they may differ by one level.
 
     Returns:
         (B,H*3/2,W) uint8 on the device of `frames`, H and W rounded up to even.
@@ -44,31 +61,20 @@ def rgb_to_nv12(frames: Tensor, *, matrix: Matrix = "bt709", full_range: bool = 
     >>> surfaces.shape, surfaces[0, 0, 0].item(), surfaces[0, 4, 0].item()
     (torch.Size([1, 6, 6]), 235, 128)
     """
+    frames = as_tensor(frames)
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
         raise ValueError(f"frames are (B,3,H,W) uint8, given {tuple(frames.shape)} {frames.dtype}")
-    height, width = (side + side % 2 for side in frames.shape[2:])
-    surfaces = frames.new_empty(len(frames), height * 3 // 2, width)
-    for some, of_some in zip(frames.split(AT_ONCE), surfaces.split(AT_ONCE), strict=True):
-        pixels = some.float()
-        if pixels.shape[2:] != (height, width):
-            pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]), mode="replicate")
-        fill_nv12(*planes(of_some), pixels, *equations(matrix, full_range))
-    return surfaces
-
-
-def fill_nv12(
-    luma: Tensor, chroma: Tensor, pixels: Tensor, kr: float, kb: float, low: int, luma_span: int, chroma_span: int
-) -> None:
-    luma.copy_(to_8_bits(weigh(pixels, kr, kb).mul_(luma_span / 255).add_(low)))
-    means = F.avg_pool2d(pixels, 2)
-    grey = weigh(means, kr, kb)
-    for k, (channel, weight) in enumerate(((2, kb), (0, kr))):
-        difference = (means[:, channel] - grey).mul_(chroma_span / 255 / (2 * (1 - weight)))
-        chroma[..., k].copy_(to_8_bits(difference.add_(128)))
+    check_matrix(matrix)
+    return rgb_to_nv12_op(frames, matrix, full_range, chosen(impl, frames.device))
 
 
 def nv12_to_rgb(
-    surfaces: Tensor, *, matrix: Matrix = "bt709", full_range: bool = False, siting: Siting | None = None
+    surfaces: Tensor | DLPack,
+    *,
+    matrix: Matrix = "bt709",
+    full_range: bool = False,
+    siting: Siting | None = None,
+    impl: Impl | None = None,
 ) -> Tensor:
     """Convert NV12 surfaces to RGB frames: the inverse of `rgb_to_nv12`, but for what subsampling and 8 bits lost.
 
@@ -77,10 +83,11 @@ def nv12_to_rgb(
     decoded videos. Everything is computed in float32, clamped to 0..255 and rounded once.
 
     Args:
-        surfaces: (B,H*3/2,W) uint8, H and W even.
+        surfaces: (B,H*3/2,W) uint8 of any strides, H and W even; torch's or any library's that has DLPack.
         matrix, full_range: what the surfaces are.
         siting: where a chroma sample lies among its 2×2 pixels (H.264 and its successors say `left` if nothing else);
             None does not interpolate.
+        impl: see `rgb_to_nv12`.
 
     Returns:
         (B,3,H,W) uint8 RGB on the device of `surfaces`.
@@ -94,10 +101,88 @@ def nv12_to_rgb(
     >>> torch.equal(nv12_to_rgb(rgb_to_nv12(frames)), frames)
     True
     """
-    if surfaces.ndim != 3 or surfaces.shape[1] % 3 or surfaces.shape[2] % 2 or surfaces.dtype != torch.uint8:
-        raise ValueError(
-            f"surfaces are (B,H*3/2,W) uint8 of even H and W, given {tuple(surfaces.shape)} {surfaces.dtype}"
-        )
+    surfaces = as_tensor(surfaces)
+    check_surfaces(surfaces)
+    check_matrix(matrix)
+    if siting is not None and siting not in BETWEEN:
+        raise ValueError(f"siting is None or one of {', '.join(BETWEEN)}, given {siting!r}")
+    return nv12_to_rgb_op(surfaces, matrix, full_range, siting, chosen(impl, surfaces.device))
+
+
+# --- the ops ---------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("gpurender::rgb_to_nv12", mutates_args=())
+def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str) -> Tensor:
+    surfaces = surfaces_for(frames)
+    if impl == "reference":
+        fill_surfaces(surfaces, frames, equations(matrix, full_range))
+    else:
+        check_kernels_run(frames.device)
+        from .kernels import color as kernels  # Triton takes a while to load, and is not everywhere
+
+        kernels.rgb_to_nv12(frames, surfaces, equations(matrix, full_range))
+    return surfaces
+
+
+@rgb_to_nv12_op.register_fake
+def _(frames: Tensor, matrix: str, full_range: bool, impl: str) -> Tensor:
+    return surfaces_for(frames)
+
+
+@torch.library.custom_op("gpurender::nv12_to_rgb", mutates_args=())
+def nv12_to_rgb_op(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None, impl: str) -> Tensor:
+    if impl == "reference":
+        return rgb_reference(surfaces, matrix, full_range, siting)
+    check_kernels_run(surfaces.device)
+    from .kernels import color as kernels
+
+    frames = frames_for(surfaces)
+    across, down = (
+        (None, None) if siting is None else (chroma_weights(between) for between in BETWEEN[cast(Siting, siting)])
+    )
+    kernels.nv12_to_rgb(surfaces, frames, equations(matrix, full_range), across, down)
+    return frames
+
+
+@nv12_to_rgb_op.register_fake
+def _(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None, impl: str) -> Tensor:
+    return frames_for(surfaces)
+
+
+def surfaces_for(frames: Tensor) -> Tensor:
+    batch, _, height, width = frames.shape
+    return frames.new_empty(batch, (height + height % 2) // 2 * 3, width + width % 2, dtype=torch.uint8)
+
+
+def frames_for(surfaces: Tensor) -> Tensor:
+    return surfaces.new_empty(surfaces.shape[0], 3, surfaces.shape[1] * 2 // 3, surfaces.shape[2])
+
+
+# --- the references --------------------------------------------------------------------------------------------------
+
+
+def fill_surfaces(surfaces: Tensor, frames: Tensor, equations: Equations) -> None:
+    height, width = surfaces.shape[1] * 2 // 3, surfaces.shape[2]
+    for some, of_some in zip(frames.split(AT_ONCE), surfaces.split(AT_ONCE), strict=True):
+        pixels = some.float()
+        if pixels.shape[2:] != (height, width):
+            pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]), mode="replicate")
+        fill_nv12(*planes(of_some), pixels, *equations)
+
+
+def fill_nv12(
+    luma: Tensor, chroma: Tensor, pixels: Tensor, kr: float, kb: float, low: int, luma_span: int, chroma_span: int
+) -> None:
+    luma.copy_(to_8_bits(weigh(pixels, kr, kb).mul_(luma_span / 255).add_(low)))
+    means = F.avg_pool2d(pixels, 2)
+    grey = weigh(means, kr, kb)
+    for k, (channel, weight) in enumerate(((2, kb), (0, kr))):
+        difference = (means[:, channel] - grey).mul_(chroma_span / 255 / (2 * (1 - weight)))
+        chroma[..., k].copy_(to_8_bits(difference.add_(128)))
+
+
+def rgb_reference(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None) -> Tensor:
     kr, kb, low, luma_span, chroma_span = equations(matrix, full_range)
     luma, chroma = planes(surfaces)
     grey = (luma.float() - low).mul_(255 / luma_span)
@@ -109,9 +194,8 @@ def nv12_to_rgb(
     return torch.stack([to_8_bits(difference.add_(grey)) for difference in (red, green, blue)], 1)
 
 
-def equations(matrix: Matrix, full_range: bool) -> tuple[float, float, int, int, int]:
-    """KR, KB, luma's lowest level, and the spans of luma and chroma."""
-    kr, kb = WEIGHTS[matrix]
+def equations(matrix: str, full_range: bool) -> Equations:
+    kr, kb = WEIGHTS[cast(Matrix, matrix)]
     return (kr, kb, 0, 255, 255) if full_range else (kr, kb, 16, 219, 224)
 
 
@@ -121,24 +205,41 @@ def planes(surfaces: Tensor) -> tuple[Tensor, Tensor]:
     return surfaces[:, :height], surfaces[:, height:].unflatten(2, (-1, 2))
 
 
-def doubled(plane: Tensor, siting: Siting | None) -> Tensor:
+def check_matrix(matrix: str) -> None:
+    if matrix not in WEIGHTS:
+        raise ValueError(f"matrix is one of {', '.join(WEIGHTS)}, given {matrix!r}")
+
+
+def check_surfaces(surfaces: Tensor) -> None:
+    if surfaces.ndim != 3 or surfaces.shape[1] % 3 or surfaces.shape[2] % 2 or surfaces.dtype != torch.uint8:
+        raise ValueError(
+            f"surfaces are (B,H*3/2,W) uint8 of even H and W, given {tuple(surfaces.shape)} {surfaces.dtype}"
+        )
+
+
+def doubled(plane: Tensor, siting: str | None) -> Tensor:
     """(B,2*H,2*W) of a chroma plane (B,H,W)."""
     if siting is None:
         return plane.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    across = interpolated(plane, between=siting in ("centre", "top"))
-    down = interpolated(across.transpose(1, 2), between=siting in ("left", "centre"))
-    return down.transpose(1, 2)
+    across, down = (chroma_weights(between) for between in BETWEEN[cast(Siting, siting)])
+    return interpolated(interpolated(plane, across).transpose(1, 2), down).transpose(1, 2)
 
 
-def interpolated(rows: Tensor, between: bool) -> Tensor:
-    """(B,H,2*W) float32 of (B,H,W): samples lie on even pixels, or between even and odd ones. Ends are repeated."""
+def interpolated(rows: Tensor, weights: tuple[tuple[float, ...], ...]) -> Tensor:
+    """(B,H,2*W) float32 of (B,H,W), by `chroma_weights`. Ends are repeated."""
     width = rows.shape[2]
     padded = F.pad(rows, (2, 2), mode="replicate")
-    pixels = []
-    for place in (-0.25, 0.25) if between else (0.0, 0.5):
-        weights = [(tap, cubic(abs(tap - place))) for tap in range(-2, 3)]
-        pixels.append(sum(padded[..., 2 + tap : 2 + tap + width] * weight for tap, weight in weights if weight))
-    return torch.stack(pixels, 3).flatten(2)
+    pixels = [sum(padded[..., k : k + width] * weight for k, weight in enumerate(taps) if weight) for taps in weights]
+    return torch.stack(cast(list[Tensor], pixels), 3).flatten(2)
+
+
+def chroma_weights(between: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the samples from two before to two after weigh, for even and for odd pixels, if samples lie on even pixels
+    or between even and odd ones."""
+    even, odd = (
+        tuple(cubic(abs(tap - place)) for tap in range(-2, 3)) for place in ((-0.25, 0.25) if between else (0.0, 0.5))
+    )
+    return even, odd
 
 
 def cubic(distance: float) -> float:

@@ -1,10 +1,21 @@
 """Faces out of frames: batched crop and cubic resize, then the masked pair that the network sees."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
-from kornia.geometry.transform import resize
+import torch.nn.functional as F
 from torch import Tensor
+
+from .color import Matrix, equations, rgb_reference
+from .cubic import (
+    Box,
+    boxes_within,
+    check_frames_and_rects,
+    resize_cubic,
+    resize_cubic_transposed,
+    same_size,
+)
+from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen
 
 CROP = 328  # a face, resized
 BORDER = 4  # of it that the network does not see
@@ -13,17 +24,29 @@ MASK_X = slice(5, 315)  # of the inner picture, black to the network: the mouth 
 MASK_Y = slice(5, 310)
 
 
-def crop_faces(frames: Tensor, rects: Tensor) -> Tensor:
+def crop_faces(
+    frames: Tensor | DLPack,
+    rects: Tensor,
+    *,
+    matrix: Matrix = "bt709",
+    full_range: bool = False,
+    impl: Impl | None = None,
+) -> Tensor:
     """Cut each frame's face rectangle and resize it to 328×328.
 
     Convention: rectangles are `(x0,y0,x1,y1)`, x to the right, y down, half-open, in pixels. The resize is cubic with
     a = -0.75, half-pixel centres (`align_corners=False`), no antialiasing, and repeats the edges of the *crop*
-    (OpenCV's INTER_CUBIC). uint8 is rounded to 8 bits; floating point is left as it comes, with overshoot, and
-    differentiable.
+    (OpenCV's INTER_CUBIC). There are two modes, by the frames' type. The exact 8-bit mode (uint8, and NV12, whose
+    pixels are rounded to 8 bits first) rounds to 8 bits, as SyncTalk_2D does. The float mode rounds nothing: values are
+    left as they come, with overshoot, and have gradients, first and second, with respect to the frames.
 
     Args:
-        frames: (B,3,H,W) uint8, or floating point of any range.
+        frames: (B,3,H,W) RGB, uint8, or floating point of any range, of any strides; or NV12 surfaces (B,H*3/2,W)
+            uint8; torch's or any library's that has DLPack, whose memory is read where it is.
         rects: (B,4) integers on the host, within the frames; sizes may differ within the batch.
+        matrix, full_range: of NV12, see `nv12_to_rgb`; each chroma sample serves its 2×2 pixels.
+        impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is the kernel on CUDA.
+            Where the exact value lies within 0.001 of two levels' middle, they may differ by one level.
 
     Returns:
         (B,3,328,328), dtype and device of `frames`.
@@ -37,13 +60,52 @@ def crop_faces(frames: Tensor, rects: Tensor) -> Tensor:
     >>> crop_faces(frames, torch.tensor([[100, 50, 284, 234], [90, 40, 280, 230]])).shape
     torch.Size([2, 3, 328, 328])
     """
-    boxes = check_rects(frames, rects)
-    crops = frames.new_empty(len(frames), 3, CROP, CROP)
-    for _, members in same_size(boxes):
-        faces = torch.stack([frames[i, :, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in members])
-        for (i, _), face in zip(members, resize_cubic(faces, (CROP, CROP)), strict=True):
-            crops[i] = face
-    return crops
+    frames = as_tensor(frames)
+    check_frames_and_rects(frames, rects)
+    return crop_op(frames, rects, None, matrix, full_range, chosen(impl, frames.device))[0]
+
+
+def crop_and_mask(
+    frames: Tensor | DLPack,
+    rects: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    matrix: Matrix = "bt709",
+    full_range: bool = False,
+    impl: Impl | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Crop each frame's face, and make of it what the network sees: `crop_faces` and `face_input` in one pass.
+
+    Convention: as `crop_faces` and `face_input`.
+
+    Args:
+        frames, rects, matrix, full_range, impl: see `crop_faces`.
+        dtype: of what the network sees, floating point; None is float32, or in float mode the frames' own.
+
+    Returns:
+        the crops, (B,3,328,328) of the frames' dtype, which `paste_faces` needs;
+        the network's input, (B,6,320,320) of `dtype` in 0..1 (in float mode: in the frames' range).
+
+    Raises:
+        ValueError: as `crop_faces`, or `dtype` is not floating point.
+
+    >>> import torch
+    >>> from gpurender import crop_and_mask
+    >>> frames = torch.full((1, 3, 400, 400), 255, dtype=torch.uint8)
+    >>> crops, inputs = crop_and_mask(frames, torch.tensor([[20, 30, 348, 358]]), dtype=torch.float16)
+    >>> crops.shape, inputs.shape, inputs.dtype
+    (torch.Size([1, 3, 328, 328]), torch.Size([1, 6, 320, 320]), torch.float16)
+    >>> inputs[0, :, 160, 160].tolist()
+    [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    """
+    frames = as_tensor(frames)
+    check_frames_and_rects(frames, rects)
+    if dtype is None:
+        dtype = frames.dtype if frames.is_floating_point() else torch.float32
+    if not dtype.is_floating_point:
+        raise ValueError(f"the network's input is floating point, given {dtype}")
+    crops, inputs = crop_op(frames, rects, dtype, matrix, full_range, chosen(impl, frames.device))
+    return crops, inputs
 
 
 def face_input(crops: Tensor) -> Tensor:
@@ -73,42 +135,93 @@ def face_input(crops: Tensor) -> Tensor:
     return pair
 
 
-# --- shared with paste -----------------------------------------------------------------------------------------------
-
-Box = tuple[int, int, int, int]
+# --- the op ----------------------------------------------------------------------------------------------------------
 
 
-def resize_cubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """OpenCV's INTER_CUBIC: (B,C,H,W) to (B,C,*size), rounded and clamped to 8 bits if `pictures` are uint8."""
-    if pictures.shape[-2:] == size:
-        return pictures
-    if pictures.is_floating_point():
-        return resize(pictures, size, interpolation="bicubic", align_corners=False, antialias=False)
-    resized = resize(pictures.float(), size, interpolation="bicubic", align_corners=False, antialias=False)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
+@torch.library.custom_op("gpurender::crop", mutates_args=())
+def crop_op(
+    frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str
+) -> tuple[Tensor, Tensor]:
+    boxes = boxes_within(frames, rects)
+    if impl == "reference":
+        if frames.ndim == 3:
+            frames = rgb_reference(frames, matrix, full_range, None)
+        crops = crop_reference(frames, boxes)
+        return crops, frames.new_empty(0) if dtype is None else face_input(crops).to(dtype)
+    check_kernels_run(frames.device)
+    from .kernels.crop import crop  # Triton takes a while to load, and is not everywhere
+
+    crops, inputs = allocate(frames, dtype)
+    crop(frames, rects, crops, None if dtype is None else inputs, equations(matrix, full_range))
+    return crops, inputs
 
 
-def check_rects(frames: Tensor, rects: Tensor) -> list[Box]:
-    """The rectangles as integers, after all checks on a batch of frames and its rectangles."""
-    if frames.ndim != 4 or frames.shape[1] != 3:
-        raise ValueError(f"frames are (B,3,H,W), given {tuple(frames.shape)}")
-    if frames.dtype != torch.uint8 and not frames.is_floating_point():
-        raise ValueError(f"frames are uint8 or floating point, given {frames.dtype}")
-    if rects.shape != (len(frames), 4) or rects.is_floating_point():
-        raise ValueError(f"rects are ({len(frames)},4) integers, given {tuple(rects.shape)} {rects.dtype}")
-    if rects.device.type != "cpu":
-        raise ValueError(f"rects are read on the host: keep them there, given {rects.device}")
-    height, width = frames.shape[2:]
-    boxes: list[Box] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in rects.tolist()]
-    for i, (x0, y0, x1, y1) in enumerate(boxes):
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"rectangle {i}, {(x0, y0, x1, y1)}, is empty or leaves the frame of {width}×{height}")
-    return boxes
+@crop_op.register_fake
+def allocate_for(
+    frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str
+) -> tuple[Tensor, Tensor]:
+    return allocate(frames, dtype)
 
 
-def same_size(boxes: list[Box]) -> Iterator[tuple[tuple[int, int], list[tuple[int, Box]]]]:
-    """Groups of (index, rectangle) by the rectangles' (height, width): each is one batched resize."""
-    groups: dict[tuple[int, int], list[tuple[int, Box]]] = {}
-    for i, (x0, y0, x1, y1) in enumerate(boxes):
-        groups.setdefault((y1 - y0, x1 - x0), []).append((i, (x0, y0, x1, y1)))
-    yield from groups.items()
+def allocate(frames: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    crops = frames.new_empty(frames.shape[0], 3, CROP, CROP)
+    if dtype is None:
+        return crops, frames.new_empty(0)
+    return crops, frames.new_empty(frames.shape[0], 6, INNER, INNER, dtype=dtype)
+
+
+def crop_reference(frames: Tensor, boxes: list[Box]) -> Tensor:
+    crops = frames.new_empty(len(frames), 3, CROP, CROP)
+    for _, members in same_size(boxes):
+        faces = torch.stack([frames[i, :, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in members])
+        for (i, _), face in zip(members, resize_cubic(faces, (CROP, CROP)), strict=True):
+            crops[i] = face
+    return crops
+
+
+# Cropping is linear: its gradient is its transpose, whose gradient is cropping again.
+
+
+@torch.library.custom_op("gpurender::crop_transposed", mutates_args=())
+def crop_transposed(crops: Tensor, rects: Tensor, height: int, width: int) -> Tensor:
+    frames = crops.new_zeros(len(crops), 3, height, width)
+    for size, members in same_size(boxes_within(frames, rects)):
+        faces = resize_cubic_transposed(torch.stack([crops[i] for i, _ in members]), size)
+        for (i, (x0, y0, x1, y1)), face in zip(members, faces, strict=True):
+            frames[i, :, y0:y1, x0:x1] = face
+    return frames
+
+
+@crop_transposed.register_fake
+def _(crops: Tensor, rects: Tensor, height: int, width: int) -> Tensor:
+    return crops.new_empty(crops.shape[0], 3, height, width)
+
+
+def save_for_crop(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    frames, rects, ctx.dtype, _, _, ctx.impl = inputs
+    ctx.save_for_backward(rects)
+    ctx.size = frames.shape[-2:]
+
+
+def crop_backward(ctx: Any, of_crops: Tensor, of_inputs: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.dtype is not None:
+        shown = torch.ones(INNER, INNER, dtype=torch.bool, device=of_inputs.device)
+        shown[MASK_Y, MASK_X] = False
+        inner = (of_inputs[:, :3] + of_inputs[:, 3:] * shown).flip(1).to(of_crops.dtype)
+        of_crops = of_crops + F.pad(inner, (BORDER,) * 4)
+    return crop_transposed(of_crops, *ctx.saved_tensors, *ctx.size), None, None, None, None, None
+
+
+crop_op.register_autograd(crop_backward, setup_context=save_for_crop)
+
+
+def save_for_crop_transposed(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def crop_transposed_backward(ctx: Any, of_frames: Tensor) -> tuple[Tensor | None, ...]:
+    (rects,) = ctx.saved_tensors
+    return crop_op(of_frames, rects, None, "bt709", False, chosen(None, of_frames.device))[0], None, None, None
+
+
+crop_transposed.register_autograd(crop_transposed_backward, setup_context=save_for_crop_transposed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .crop import crop_faces, face_input
+from .crop import crop_and_mask
 from .engine import Engine
 from .network import Encoded
 from .template import Template
@@ -30,8 +30,8 @@ class Faces:
         made: dict[int, tuple[Tensor, Encoded]] = {}
         if new:
             pixels = torch.stack([frames[k] for k in new.values()])  # indexing with a list would wait for a GPU
-            crops = crop_faces(pixels, self._template.rects[list(new)])
-            encoded = self._engine.encode(face_input(crops))
+            crops, inputs = crop_and_mask(pixels, self._template.rects[list(new)])
+            encoded = self._engine.encode(inputs)
             made = dict(zip(new, zip(crops, encoded, strict=True), strict=True))
         for i, (crop, encoding) in made.items():
             size = crop.nbytes + sum(tensor.nbytes for tensor in encoding)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .audio import FEATURE_FILES, Features, load_features
-from .crop import crop_faces, face_input
+from .crop import crop_and_mask
 from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import Engine, EngineName, Precision, load_audio_engine, load_engine, resolve_device
 from .errors import DeviceError
@@ -294,4 +294,4 @@ def probe_inputs(template: Template, features: Features) -> tuple[Tensor, Tensor
     heard = [len(features) * k // PROBE_FRAMES for k in range(PROBE_FRAMES)]
     frames, _ = template.frames(shown)
     windows = torch.cat([features.windows(i, i + 1) for i in heard])
-    return face_input(crop_faces(frames, template.rects[shown])), windows
+    return crop_and_mask(frames, template.rects[shown])[1], windows

@@ -87,7 +87,8 @@ FRAMES = torch.zeros(2, 3, 50, 60, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("frames", "rects", "words"),
     [
-        (FRAMES[0], [[0, 0, 9, 9]], r"frames are \(B,3,H,W\)"),
+        (FRAMES[0, 0], [[0, 0, 9, 9]], r"frames are \(B,3,H,W\), or NV12 \(B,H\*3/2,W\)"),
+        (FRAMES[0], [[0, 0, 9, 9]], r"surfaces are \(B,H\*3/2,W\)"),
         (FRAMES.int(), [[0, 0, 9, 9]] * 2, "uint8 or floating point"),
         (FRAMES, [[0, 0, 9, 9]], r"rects are \(2,4\) integers"),
         (FRAMES, [[0.0, 0, 9, 9]] * 2, "integers"),

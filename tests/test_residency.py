@@ -57,7 +57,7 @@ def in_this_thread(name: str, work: Callable, items: Iterable, device: torch.dev
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_loop_neither_copies_nor_waits(monkeypatch: pytest.MonkeyPatch, parsing: bool, precision: str) -> None:
     monkeypatch.setattr(sys.modules["gpurender.render"], "stage", in_this_thread)
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # rectangles are real, on the host
     engine = TorchEngine(UNet(**TINY).eval(), torch.device("cpu"), precision)
     for module in engine._network.modules():
         for tensors in (module._parameters, module._buffers):

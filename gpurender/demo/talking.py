@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..crop import BORDER, CROP, crop_faces, face_input, resize_cubic
+from ..crop import BORDER, CROP, crop_faces, face_input
+from ..cubic import resize_cubic
 from ..network import UNet
 from ..template import Template
 from .corpus import Recording

@@ -1,0 +1,63 @@
+"""The cubic resize between face rectangles and 328×328 faces, batched by size; and the rectangles' checks."""
+
+from collections.abc import Iterator
+
+import torch
+from kornia.geometry.transform import resize
+from torch import Tensor
+
+from .color import check_surfaces
+
+Box = tuple[int, int, int, int]
+
+
+def resize_cubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """OpenCV's INTER_CUBIC: (B,C,H,W) to (B,C,*size), rounded and clamped to 8 bits if `pictures` are uint8."""
+    if pictures.shape[-2:] == size:
+        return pictures
+    if pictures.is_floating_point():
+        return resize(pictures, size, interpolation="bicubic", align_corners=False, antialias=False)
+    resized = resize(pictures.float(), size, interpolation="bicubic", align_corners=False, antialias=False)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resize_cubic_transposed(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """The transpose of `resize_cubic` from (B,C,*size) to the size of `pictures`, floating point."""
+    if pictures.shape[-2:] == size:
+        return pictures
+    shape = [*pictures.shape[:2], *size]
+    return torch.ops.aten.upsample_bicubic2d_backward(pictures, list(pictures.shape[-2:]), shape, False)
+
+
+def check_frames_and_rects(frames: Tensor, rects: Tensor) -> None:
+    """All checks of a batch of frames and its rectangles but those that read the rectangles: see `boxes_within`."""
+    if frames.ndim == 3:
+        check_surfaces(frames)
+    elif frames.ndim != 4 or frames.shape[1] != 3:
+        raise ValueError(f"frames are (B,3,H,W), or NV12 (B,H*3/2,W), given {tuple(frames.shape)}")
+    elif frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise ValueError(f"frames are uint8 or floating point, given {frames.dtype}")
+    if rects.shape != (frames.shape[0], 4) or rects.is_floating_point():
+        raise ValueError(f"rects are ({frames.shape[0]},4) integers, given {tuple(rects.shape)} {rects.dtype}")
+    if rects.device.type != "cpu":
+        raise ValueError(f"rects are read on the host: keep them there, given {rects.device}")
+
+
+def boxes_within(frames: Tensor, rects: Tensor) -> list[Box]:
+    """The rectangles as integers, after a look whether all are within the frames (B,3,H,W) or (B,H*3/2,W)."""
+    height, width = frames.shape[-2:]
+    if frames.ndim == 3:
+        height = height * 2 // 3
+    boxes: list[Box] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in rects.tolist()]
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(f"rectangle {i}, {(x0, y0, x1, y1)}, is empty or leaves the frame of {width}×{height}")
+    return boxes
+
+
+def same_size(boxes: list[Box]) -> Iterator[tuple[tuple[int, int], list[tuple[int, Box]]]]:
+    """Groups of (index, rectangle) by the rectangles' (height, width): each is one batched resize."""
+    groups: dict[tuple[int, int], list[tuple[int, Box]]] = {}
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        groups.setdefault((y1 - y0, x1 - x0), []).append((i, (x0, y0, x1, y1)))
+    yield from groups.items()
