@@ -36,7 +36,7 @@ class VideoEncoder(Protocol):
     name: str
 
     def packets(self, batches: Iterable[Tensor], timings: Timings) -> Iterator[tuple[int, list[Packet]]]:
-        """Encode frames (B,3,H,W) uint8 RGB: how many went in so far, and the packets that came out."""
+        """Encode frames, see `write_frames`: how many went in so far, and the packets that came out."""
         ...
 
 
@@ -123,7 +123,8 @@ def write_frames(
     Pictures are numbered from 1, and each appears once it is complete.
 
     Args:
-        batches: of (B,3,H,W) uint8 RGB, all on one device.
+        batches: of (B,3,H,W) uint8 RGB; or, for a video that is not MJPEG, of (B,H*3/2,W) uint8 NV12 in BT.709, limited
+            range, see `rgb_to_nv12`; all on one device.
         out: `.mp4`, `.mov` or `.mkv`; or a printf pattern of `.png` or `.jpg`, such as `frames/%05d.png`.
         fps: frames a second.
         sound: a file whose (first) sound track is put into the video; not for pictures.
@@ -188,9 +189,14 @@ def open_encoder(
     encoder: EncoderName, container: OutputContainer, codec: Codec, quality: int | None, rate: Fraction, first: Tensor
 ) -> tuple[VideoEncoder, list[str]]:
     """The encoder for frames like `first`, and notes on why it is not the one that one would expect."""
-    device, (height, width) = first.device, first.shape[2:]
+    device, (height, width) = first.device, first.shape[-2:]
+    surfaces = first.ndim == 3
+    if surfaces:
+        height = height * 2 // 3
     notes = []
     if encoder == "mjpeg":
+        if surfaces:
+            raise ValueError("MJPEG is made from RGB frames, given NV12 surfaces")
         return MjpegEncoder(container, quality, rate, device, (width, height)), notes
     if encoder == "nvenc" and device.type != "cuda":
         raise DeviceError("the nvenc encoder takes frames on a GPU, and these are on the CPU; leave it out.")
@@ -201,7 +207,7 @@ def open_encoder(
             if encoder == "nvenc":
                 raise
             notes.append(f"NVENC is not used: {error}")
-    return SoftwareEncoder(container, codec, quality, rate, device), notes
+    return SoftwareEncoder(container, codec, quality, rate, device, surfaces or device.type == "cuda"), notes
 
 
 @contextmanager

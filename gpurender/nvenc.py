@@ -15,12 +15,11 @@ from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
-from .color import rgb_to_nv12
 from .cuda import NO_DRIVER, driver_is_here, why_no_cuda
 from .elementary import ElementaryTrack
 from .errors import DeviceError
 from .prefetch import Timings, stage
-from .software_encoder import Codec
+from .software_encoder import Codec, as_nv12
 
 QUALITY: dict[Codec, int] = {"h264": 20, "hevc": 22, "av1": 24}  # where none is asked for
 KEYFRAME_SECONDS = 4  # players seek to keyframes
@@ -69,11 +68,11 @@ class NvencEncoder:
         self._track = ElementaryTrack(container, codec, rate, (width, height), delay=b_frames)
 
     def packets(self, batches: Iterable[Tensor], timings: Timings) -> Iterator[tuple[int, list[Packet]]]:
-        """Encode frames (B,3,H,W) uint8 RGB: how many went in so far, and the packets that came out."""
+        """Encode frames, see `write_frames`: how many went in so far, and the packets that came out."""
         if self._device.type == "cuda":  # the first batch is ready on the caller's stream alone
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         count = 0
-        with closing(stage("colour", rgb_to_nv12, batches, self._device, timings)) as surfaces:
+        with closing(stage("colour", as_nv12, batches, self._device, timings)) as surfaces:
             while True:
                 with torch.cuda.stream(self._stream):  # where the surfaces are waited for
                     batch = next(surfaces, None)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,12 +26,13 @@ from .errors import DeviceError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template
 from .output import check_output
-from .paste import paste_faces
+from .paste import paste_faces, paste_faces_nv12
 from .prefetch import Timings, stage
 from .report import Summary
 from .software_encoder import Codec
 from .template import DecoderName, Order, Template, frame_order, open_template
 
+Pixels = Literal["rgb", "nv12"]
 PROBE_FRAMES = 4
 
 
@@ -59,6 +60,7 @@ def render(
     batch: int | None = None,
     order: Order = "bounce",
     start_frame: int = 0,
+    pixels: Pixels = "rgb",
     timings: Timings | None = None,
     notes: list[str] | None = None,
 ) -> Generator[Tensor]:
@@ -73,11 +75,13 @@ def render(
         engine: see `load_engine`; on the template's device.
         batch: frames at a time; None is what suits the engine.
         order, start_frame: which template frame is shown when, see `frame_order`.
+        pixels: `nv12` is what video encoders take, made as the face is pasted, without RGB frames in between.
         timings: is told what the stages cost.
         notes: is told if the batch had to be halved.
 
     Yields:
-        (B,3,H,W) uint8 RGB on the device, `len(features)` frames in all; the last batch may be smaller.
+        (B,3,H,W) uint8 RGB on the device, or (B,H*3/2,W) uint8 NV12 in BT.709, limited range, H and W rounded up to
+        even; `len(features)` frames in all; the last batch may be smaller.
 
     Raises:
         InputError: a template frame cannot be decoded.
@@ -95,7 +99,10 @@ def render(
 
     def paste(drawn: Drawn) -> Tensor:
         (indices, frames, keep, _), crops, predictions = drawn
-        return paste_faces(frames, crops, predictions, template.rects[indices], keep, inplace=True)
+        rects = template.rects[indices]
+        if pixels == "nv12":
+            return paste_faces_nv12(frames, crops, predictions, rects, keep)
+        return paste_faces(frames, crops, predictions, rects, keep, inplace=True)
 
     def batches(start: int, size: int) -> Generator[Tensor]:
         outputs = (range(i, min(i + size, len(features))) for i in range(start, len(features), size))
@@ -229,6 +236,7 @@ def make(
     timings = Timings()
     notes: list[str] = []
     size = batch or runtime.batch
+    surfaces = place.type == "cuda" and not is_pattern(out) and encoder != "mjpeg"
     frames = render(
         person,
         features,
@@ -236,6 +244,7 @@ def make(
         batch=size,
         order=order,
         start_frame=start_frame,
+        pixels="nv12" if surfaces else "rgb",
         timings=timings,
         notes=notes,
     )

@@ -40,34 +40,40 @@ LIBRARIES: dict[Codec, Library] = {
 class SoftwareEncoder:
     """Frames to a video track by a library on the host.
 
-    Frames on a GPU are made NV12 there: half the bytes of RGB, and they alone cross to the host, into pinned memory,
-    while the batch before is encoded.
+    Frames on a GPU come as NV12, or are made NV12 there: half the bytes of RGB, and they alone cross to the host, into
+    pinned memory, while the batch before is encoded.
     """
 
     def __init__(
-        self, container: OutputContainer, codec: Codec, quality: int | None, rate: Fraction, device: torch.device
+        self,
+        container: OutputContainer,
+        codec: Codec,
+        quality: int | None,
+        rate: Fraction,
+        device: torch.device,
+        nv12: bool,
     ) -> None:
         library = LIBRARIES[codec]
         self.name = library.name
         self._device = device
+        self._nv12 = nv12
         self._rate = rate
         options = {**library.options, "crf": str(library.quality if quality is None else quality)}
         self._stream = cast(VideoStream, container.add_stream(library.name, rate, options=options))
         context = self._stream.codec_context
         # x264 takes NV12 as it is; the others want its chroma in two planes.
-        context.pix_fmt = "nv12" if device.type == "cuda" and codec == "h264" else "yuv420p"
+        context.pix_fmt = "nv12" if nv12 and codec == "h264" else "yuv420p"
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = ColorRange.MPEG
         if codec == "hevc" and container.format.name != "matroska":
             context.codec_tag = "hvc1"  # the tag that Apple's players ask for
 
     def packets(self, batches: Iterable[Tensor], timings: Timings) -> Iterator[tuple[int, list[Packet]]]:
-        """Encode frames (B,3,H,W) uint8 RGB: how many went in so far, and the packets that came out."""
+        """Encode frames, see `write_frames`: how many went in so far, and the packets that came out."""
         context = self._stream.codec_context
-        on_gpu = self._device.type == "cuda"
         host = torch.device("cpu")
         count = 0
-        for frame in nv12_frames(batches, self._device, timings) if on_gpu else yuv_frames(batches, timings):
+        for frame in nv12_frames(batches, self._device, timings) if self._nv12 else yuv_frames(batches, timings):
             if count == 0:
                 context.width, context.height = frame.width, frame.height
             if frame.format.name != context.pix_fmt:
@@ -112,10 +118,10 @@ def yuv_frames(batches: Iterable[Tensor], timings: Timings) -> Iterator[av.Video
 
 
 def nv12_frames(batches: Iterable[Tensor], device: torch.device, timings: Timings) -> Iterator[av.VideoFrame]:
-    """Frames on a device as NV12 on the host, BT.709 limited; their size made even."""
+    """Frames on a device, RGB or NV12, as NV12 on the host, BT.709 limited; their size made even."""
 
     def copy_surfaces(frames: Tensor) -> tuple[Tensor, torch.Event | None]:
-        surfaces = rgb_to_nv12(frames)
+        surfaces = as_nv12(frames)
         if not surfaces.is_cuda:
             return surfaces, None
         copied = torch.empty(surfaces.shape, dtype=torch.uint8, pin_memory=True)
@@ -129,6 +135,11 @@ def nv12_frames(batches: Iterable[Tensor], device: torch.device, timings: Timing
             frame = av.VideoFrame.from_ndarray(surface, "nv12")
             frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
             yield frame
+
+
+def as_nv12(frames: Tensor) -> Tensor:
+    """Surfaces of frames (B,3,H,W) RGB; or the frames, if they are surfaces (B,H*3/2,W)."""
+    return frames if frames.ndim == 3 else rgb_to_nv12(frames)
 
 
 def host_pictures(batches: Iterable[Tensor]) -> Iterator[np.ndarray]:

@@ -50,8 +50,9 @@ def four_taps(at, scale, ACC: tl.constexpr):
     """
     real = (scale.to(tl.float64) * (at + 0.5) - 0.5).to(ACC)
     first = tl.floor(real)
-    t = real - first
-    return first.to(tl.int32) - 1, outer(t + 1), inner(t), inner(1 - t), outer((1 - t) + 1)
+    t = (real - first).to(tl.float64)  # as are weights, for a row and a column of a tile only
+    before, here, next_, after = outer(t + 1), inner(t), inner(1 - t), outer(2 - t)
+    return first.to(tl.int32) - 1, before.to(ACC), here.to(ACC), next_.to(ACC), after.to(ACC)
 
 
 @triton.jit

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; said before any is loaded
+
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 from PIL import Image
@@ -49,6 +53,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest) -> torch.device:
+    """Where kernels run: on the GPU, or interpreted on the CPU where there is none."""
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU: kernels are compiled for it, not interpreted")
     return torch.device(request.param)
 
 

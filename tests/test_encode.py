@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -16,7 +15,7 @@ import torch
 from av.container import InputContainer
 from PIL import Image
 
-from gpurender import InputError, OutputError, write_frames
+from gpurender import InputError, OutputError, rgb_to_nv12, write_frames
 from gpurender.encode import check_destination
 from gpurender.mjpeg import jpeg_quality
 from gpurender.prefetch import Timings
@@ -197,12 +196,8 @@ def test_quality_is_a_trade_for_size(tmp_path: Path) -> None:
 # --- other encoders --------------------------------------------------------------------------------------------------
 
 
-def test_nv12_from_the_device_is_the_same_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nv12_from_the_device_is_the_same_video(tmp_path: Path) -> None:
     """The way of frames on a GPU: NV12 made there, and x264 on the host. swscale's colours are a level apart."""
-    on_cpu = partial(nv12_frames, device=torch.device("cpu"))
-    monkeypatch.setattr(
-        "gpurender.software_encoder.nv12_frames", lambda batches, device, timings: on_cpu(batches, timings=timings)
-    )
     frames = smooth(12, 66, 50)
     rate = Fraction(25)
     pictures: list[list[np.ndarray]] = []
@@ -216,13 +211,26 @@ def test_nv12_from_the_device_is_the_same_video(tmp_path: Path, monkeypatch: pyt
     for codec in ("h264", "hevc", "av1"):
         out = tmp_path / f"{codec}.mp4"
         with av.open(str(out), "w") as container:
-            encoder = SoftwareEncoder(container, codec, None, rate, torch.device("cuda"))
+            encoder = SoftwareEncoder(container, codec, None, rate, torch.device("cpu"), nv12=True)
             assert encoder._stream.codec_context.pix_fmt == ("nv12" if codec == "h264" else "yuv420p")
             for _, packets in encoder.packets(frames.split(5), Timings()):
                 container.mux(packets)
         for frame, expected in zip(decoded(out), pictures[0], strict=True):
             assert (frame.colorspace, frame.color_range) == (1, 1)
             assert np.abs(frame.to_ndarray().astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
+def test_surfaces_make_the_video_that_frames_make(tmp_path: Path, codec: Codec) -> None:
+    frames = smooth(7, 65, 49)
+    write_frames(frames.split(3), tmp_path / "rgb.mp4", fps=25, codec=codec)
+    written = write_frames(rgb_to_nv12(frames).split(3), tmp_path / "nv12.mp4", fps=25, codec=codec)
+    assert written.frames == 7
+    pictures = [[frame.to_ndarray() for frame in decoded(tmp_path / name)] for name in ("rgb.mp4", "nv12.mp4")]
+    assert np.shape(pictures[1]) == (7, 75, 66)
+    assert np.abs(np.array(pictures[0], int) - pictures[1]).mean() < 2
+    with pytest.raises(ValueError, match="MJPEG is made from RGB frames, given NV12 surfaces"):
+        write_frames([rgb_to_nv12(frames)], tmp_path / "a.mp4", fps=25, encoder="mjpeg")
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])

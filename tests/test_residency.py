@@ -13,8 +13,10 @@ from residency import copied, fake, watched
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from gpurender import Features, Template, UNet, load_engine, load_features, open_template, render, rgb_to_nv12
+from gpurender import Features, Template, UNet, load_engine, load_features, open_template, render
 from gpurender.engine import TorchEngine
+from gpurender.render import Pixels
+from gpurender.software_encoder import as_nv12
 
 FRAMES, HEIGHT, WIDTH = 6, 120, 160
 
@@ -55,7 +57,10 @@ def in_this_thread(name: str, work: Callable, items: Iterable, device: torch.dev
 
 @pytest.mark.parametrize("parsing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_loop_neither_copies_nor_waits(monkeypatch: pytest.MonkeyPatch, parsing: bool, precision: str) -> None:
+@pytest.mark.parametrize("pixels", ["rgb", "nv12"])
+def test_the_loop_neither_copies_nor_waits(
+    monkeypatch: pytest.MonkeyPatch, parsing: bool, precision: str, pixels: Pixels
+) -> None:
     monkeypatch.setattr(sys.modules["gpurender.render"], "stage", in_this_thread)
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # rectangles are real, on the host
     engine = TorchEngine(UNet(**TINY).eval(), torch.device("cpu"), precision)
@@ -67,8 +72,8 @@ def test_the_loop_neither_copies_nor_waits(monkeypatch: pytest.MonkeyPatch, pars
     template, features = cast(Template, FakeTemplate(mode, parsing)), cast(Features, FakeFeatures(mode))
     frames = 0
     with watched() as seen:
-        for batch in render(template, features, engine, batch=4):
-            surfaces = rgb_to_nv12(batch)
+        for batch in render(template, features, engine, batch=4, pixels=pixels):
+            surfaces = as_nv12(batch)
             assert (batch.device.type, surfaces.device.type) == ("cuda", "cuda")
             assert surfaces.shape[1:] == (HEIGHT * 3 // 2, WIDTH)
             frames += len(batch)
@@ -111,7 +116,10 @@ def test_waits_are_seen(careless: Callable[[Tensor], object]) -> None:
 
 
 @pytest.mark.gpu
-def test_no_pixels_cross_on_the_gpu(make_template: MakeTemplate, tiny_unet: Path, tmp_path: Path, speech: Path) -> None:
+@pytest.mark.parametrize("pixels", ["rgb", "nv12"])
+def test_no_pixels_cross_on_the_gpu(
+    make_template: MakeTemplate, tiny_unet: Path, tmp_path: Path, pixels: Pixels
+) -> None:
     import numpy as np
 
     np.save(tmp_path / "features.npy", np.random.RandomState(3).uniform(0, 2, (200, 512)).astype(np.float32))
@@ -119,13 +127,13 @@ def test_no_pixels_cross_on_the_gpu(make_template: MakeTemplate, tiny_unet: Path
     template = open_template(make_template(), device=device)
     features = load_features(tmp_path / "features.npy", device=device)
     engine = load_engine(tiny_unet, device=device, engine="torch", precision="fp16")
-    batches = render(template, features, engine, batch=8)
+    batches = render(template, features, engine, batch=8, pixels=pixels)
     for _ in range(5):  # the template's frames are decoded and kept by now
-        rgb_to_nv12(next(batches))
+        as_nv12(next(batches))
 
     def steady_state() -> None:
         for _ in range(10):
-            rgb_to_nv12(next(batches))
+            as_nv12(next(batches))
 
     copies = copied(steady_state, tmp_path / "trace.json")
     batches.close()

@@ -1,0 +1,283 @@
+"""The batched ops as a researcher has them: compiled, exported, differentiated, fed from other libraries."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from PIL import Image
+from test_color import noise
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+from gpurender import (
+    crop_and_mask,
+    crop_faces,
+    face_input,
+    nv12_to_rgb,
+    ops,
+    paste_faces,
+    paste_faces_nv12,
+    rgb_to_nv12,
+)
+from gpurender.color import nv12_to_rgb_op, rgb_to_nv12_op
+from gpurender.crop import crop_op, crop_transposed
+from gpurender.ops import Impl
+from gpurender.paste import paste_in_place_op, paste_nv12_op, paste_op, paste_transposed
+
+RECTS = torch.tensor([[3, 4, 20, 30], [0, 1, 44, 31]])
+FRAMES = noise(31, 44)
+CROPS = noise(328, 328)
+PREDICTIONS = torch.rand(2, 3, 320, 320, generator=torch.Generator().manual_seed(1))
+KEEP = torch.rand(2, 31, 44, generator=torch.Generator().manual_seed(2)) < 0.3
+IMPLS: list[Impl] = ["reference", "kernel"]
+
+
+def floats(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames, crops and predictions that want gradients."""
+    frames, crops, predictions = FRAMES.to(dtype) / 255, CROPS.to(dtype) / 255, PREDICTIONS.to(dtype)
+    return frames.requires_grad_(), crops.requires_grad_(), predictions.requires_grad_()
+
+
+# --- which implementation --------------------------------------------------------------------------------------------
+
+
+def test_none_is_the_reference_on_a_cpu_and_the_kernel_on_a_gpu() -> None:
+    assert ops.chosen(None, torch.device("cpu")) == "reference"
+    assert ops.chosen(None, torch.device("cuda")) == "kernel"
+    assert ops.chosen("reference", torch.device("cuda")) == "reference"
+
+
+def test_an_explicit_kernel_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpurender.kernels import cubic
+
+    monkeypatch.setattr(cubic, "INTERPRETED", False)
+    calls = [
+        lambda: crop_faces(FRAMES, RECTS, impl="kernel"),
+        lambda: crop_and_mask(FRAMES, RECTS, impl="kernel"),
+        lambda: paste_faces(FRAMES, CROPS, PREDICTIONS, RECTS, impl="kernel"),
+        lambda: paste_faces_nv12(FRAMES, CROPS, PREDICTIONS, RECTS, impl="kernel"),
+        lambda: rgb_to_nv12(FRAMES, impl="kernel"),
+        lambda: nv12_to_rgb(noise(6, 6)[:, 0], impl="kernel"),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="impl='kernel' runs on CUDA, given tensors on cpu; give impl='reference'"):
+            call()
+    monkeypatch.setattr(ops, "TRITON_IS_HERE", False)
+    assert ops.chosen(None, torch.device("cuda")) == "reference"
+    for call in calls:
+        with pytest.raises(ValueError, match="impl='kernel' needs Triton"):
+            call()
+
+
+def test_other_names_are_refused() -> None:
+    wrong: Any = "fast"
+    with pytest.raises(ValueError, match="impl is None, 'reference' or 'kernel', given 'fast'"):
+        crop_faces(FRAMES, RECTS, impl=wrong)
+    with pytest.raises(ValueError, match="matrix is one of bt601, bt709, bt2020, given 'fast'"):
+        rgb_to_nv12(FRAMES, matrix=wrong)
+    with pytest.raises(ValueError, match="siting is None or one of left, centre, top left, top, given 'fast'"):
+        nv12_to_rgb(noise(6, 6)[:, 0], siting=wrong)
+
+
+# --- torch.library, torch.compile, torch.export ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_ops_are_registered_as_they_behave(impl: Impl, kernel_device: torch.device) -> None:
+    device = kernel_device
+    frames, crops, predictions = (tensor.detach().to(device).requires_grad_() for tensor in floats())
+    keep, eight, surfaces = KEEP.to(device), FRAMES.to(device), rgb_to_nv12(FRAMES).to(device)
+    opcheck(crop_op, (frames, RECTS, None, "bt709", False, impl))
+    opcheck(crop_op, (frames, RECTS, torch.float32, "bt709", False, impl))
+    opcheck(crop_op, (eight, RECTS, torch.float16, "bt709", False, impl))
+    opcheck(crop_op, (surfaces, torch.tensor([[1, 2, 20, 22]] * 2), torch.float32, "bt601", True, impl))
+    opcheck(paste_op, (frames, crops, predictions, RECTS, keep, impl))
+    opcheck(paste_in_place_op, (frames.detach(), crops.detach(), predictions.detach(), RECTS, None, impl))
+    faces = (CROPS.to(device), predictions.detach(), RECTS, keep)
+    opcheck(paste_nv12_op, (eight, *faces, "bt2020", True, impl))
+    opcheck(rgb_to_nv12_op, (eight, "bt601", True, impl))
+    opcheck(nv12_to_rgb_op, (surfaces, "bt601", True, "left", impl))
+    opcheck(crop_transposed, (crops, RECTS, 31, 44))
+    opcheck(paste_transposed, (frames, RECTS, keep))
+
+
+class Rendering(torch.nn.Module):
+    """What a frame goes through, with a network of one layer."""
+
+    def __init__(self, impl: Impl) -> None:
+        super().__init__()
+        self.network = torch.nn.Conv2d(6, 3, 1)
+        self.impl: Impl = impl
+
+    def forward(self, frames: Tensor, rects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        crops, inputs = crop_and_mask(frames, rects, impl=self.impl)
+        faces = self.network(inputs).sigmoid()
+        pasted = paste_faces(frames, crops, faces, rects, impl=self.impl)
+        surfaces = paste_faces_nv12(frames, crops, faces, rects, impl=self.impl)
+        return pasted, surfaces, nv12_to_rgb(rgb_to_nv12(pasted, impl=self.impl), impl=self.impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_graphs_compile_without_a_break_and_export(impl: Impl, kernel_device: torch.device) -> None:
+    torch.manual_seed(0)
+    module = Rendering(impl).to(kernel_device).eval()
+    frames = FRAMES.to(kernel_device)
+    with torch.no_grad():
+        expected = module(frames, RECTS)
+        graph = torch.compile(module, fullgraph=True, backend="aot_eager")
+        exported = torch.export.export(module, (frames, RECTS)).module()
+        for made in (graph(frames, RECTS), exported(frames, RECTS)):
+            for tensor, one in zip(made, expected, strict=True):
+                assert torch.equal(tensor, one)
+
+
+@pytest.mark.gpu
+def test_inductor_compiles_the_graph() -> None:
+    module = Rendering("kernel").cuda().eval()
+    with torch.no_grad():
+        expected = module(FRAMES.cuda(), RECTS)
+        made = torch.compile(module, fullgraph=True)(FRAMES.cuda(), RECTS)
+    assert [tensor.shape for tensor in made] == [tensor.shape for tensor in expected]
+    assert (made[0].int() - expected[0].int()).abs().max() <= 1
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+def in_one(*tensors: Tensor) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_of_crops(impl: Impl, kernel_device: torch.device) -> None:
+    frames = floats()[0].detach().to(kernel_device).requires_grad_()
+    check: dict[str, Any] = {"fast_mode": True}
+
+    def both(frames: Tensor) -> Tensor:
+        return in_one(*crop_and_mask(frames, RECTS, impl=impl))
+
+    assert gradcheck(lambda frames: crop_faces(frames, RECTS, impl=impl), (frames,), **check)
+    assert gradcheck(both, (frames,), **check)
+    assert gradgradcheck(lambda frames: crop_faces(frames, RECTS, impl=impl), (frames,), **check)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("keep", [None, KEEP])
+def test_gradients_of_pastes(impl: Impl, keep: Tensor | None, kernel_device: torch.device) -> None:
+    inputs = tuple(tensor.detach().to(kernel_device).requires_grad_() for tensor in floats())
+    keep = None if keep is None else keep.to(kernel_device)
+
+    def paste(frames: Tensor, crops: Tensor, predictions: Tensor) -> Tensor:
+        return paste_faces(frames, crops, predictions, RECTS, keep, impl=impl)
+
+    assert gradcheck(paste, inputs, fast_mode=True)
+    assert gradgradcheck(paste, inputs, fast_mode=True)
+
+
+def test_gradients_are_those_of_torchs_own_ops() -> None:
+    """Of each op's definition, by slices and `interpolate` alone."""
+    frames, crops, predictions = floats()
+    x0, y0, x1, y1 = RECTS[0].tolist()
+    weights = torch.rand(1, 3, 328, 328, dtype=torch.float64)
+
+    def cubic(picture: Tensor, *size: int) -> Tensor:
+        return torch.nn.functional.interpolate(picture, size, mode="bicubic")
+
+    ours, theirs = (
+        torch.autograd.grad((cropped * weights).sum(), frames)[0]
+        for cropped in (crop_faces(frames[:1], RECTS[:1]), cubic(frames[:1, :, y0:y1, x0:x1], 328, 328))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+    border = torch.ones(328, 328, dtype=torch.bool)
+    border[4:324, 4:324] = False
+    face = torch.where(border, crops[:1], torch.nn.functional.pad(predictions[:1].flip(1), (4, 4, 4, 4)))
+    pasted = frames[:1].clone()
+    pasted[..., y0:y1, x0:x1] = cubic(face, y1 - y0, x1 - x0)
+    ours = paste_faces(frames[:1], crops[:1], predictions[:1], RECTS[:1])
+    torch.testing.assert_close(ours, pasted)
+    weights = torch.rand_like(pasted)
+    for mine, other in zip(
+        torch.autograd.grad((ours * weights).sum(), (frames, crops, predictions)),
+        torch.autograd.grad((pasted * weights).sum(), (frames, crops, predictions)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_network_trains_through_crop_and_paste(kernel_device: torch.device) -> None:
+    """To draw a face whose mouth it does not see, judged in the whole frame: the loss falls to a tenth."""
+    torch.manual_seed(0)
+    frames = torch.from_numpy(picture(80, 60, 1)).permute(2, 0, 1)[None].to(kernel_device).float() / 255
+    rects = torch.tensor([[20, 10, 60, 50]])
+    goal = paste_faces(frames, crop_faces(frames, rects), torch.full((1, 3, 320, 320), 0.8).to(frames), rects)
+    network = torch.nn.Conv2d(6, 3, 1).to(kernel_device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    losses = []
+    for _ in range(40):
+        crops = crop_faces(frames, rects)
+        pasted = paste_faces(frames, crops, network(face_input(crops)).sigmoid(), rects)
+        loss = (pasted - goal).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 10
+
+
+def test_gradients_in_place_are_refused() -> None:
+    frames, crops, predictions = floats()
+    with pytest.raises(ValueError, match="pasting in place has no gradients; leave out inplace=True"):
+        paste_faces(frames.detach(), crops.detach(), predictions, RECTS, inplace=True)
+    with torch.no_grad():
+        paste_faces(frames.detach().clone(), crops, predictions, RECTS, inplace=True)
+
+
+# --- other libraries' tensors ----------------------------------------------------------------------------------------
+
+
+def test_numpy_arrays_are_read_and_written_where_they_are() -> None:
+    frames = FRAMES.numpy().copy()
+    assert torch.equal(crop_faces(frames, RECTS), crop_faces(FRAMES, RECTS))
+    pasted = paste_faces(frames, CROPS, PREDICTIONS, RECTS, inplace=True)
+    np.testing.assert_array_equal(frames, paste_faces(FRAMES, CROPS, PREDICTIONS, RECTS))
+    assert pasted.data_ptr() == frames.ctypes.data
+    surfaces = np.from_dlpack(rgb_to_nv12(FRAMES.numpy()))  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(surfaces, rgb_to_nv12(FRAMES))
+    assert torch.equal(nv12_to_rgb(surfaces), nv12_to_rgb(torch.from_numpy(surfaces)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
+def test_frames_of_dali_are_read_where_they_are(tmp_path: Path) -> None:
+    import nvidia.dali.experimental.dynamic as dali
+
+    file = tmp_path / "0.png"
+    Image.fromarray(picture(100, 80, 1)).save(file)
+    decoded = dali.imread([str(file)], device="cpu").tensors[0]
+    pixels = torch.from_dlpack(decoded)  # (80,100,3)
+    frames = pixels.permute(2, 0, 1)[None]
+    rects = torch.tensor([[10, 5, 70, 65]])
+    expected = crop_faces(torch.from_numpy(picture(100, 80, 1)).permute(2, 0, 1)[None], rects)
+    assert torch.equal(crop_faces(frames, rects), expected)
+    assert frames.data_ptr() == torch.from_dlpack(decoded).data_ptr()
+
+
+@pytest.mark.gpu
+def test_frames_on_the_gpu_are_read_where_they_are() -> None:
+    frames = FRAMES.cuda()
+
+    class OfAnotherLibrary:
+        def __dlpack__(self, **options: Any) -> object:
+            return frames.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> tuple[Any, int]:
+            return frames.__dlpack_device__()
+
+    assert torch.equal(crop_faces(OfAnotherLibrary(), RECTS), crop_faces(frames, RECTS))
+    pasted = paste_faces(OfAnotherLibrary(), CROPS.cuda(), PREDICTIONS.cuda(), RECTS, inplace=True)
+    assert pasted.data_ptr() == frames.data_ptr()
