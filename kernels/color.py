@@ -1,5 +1,6 @@
 """RGB <-> NV12, each byte read and written once."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,11 +31,12 @@ def rgb_to_nv12(
     height, width = frames.shape[2:]
     rows, columns = tile_of(tile, TILE)
     grid = (triton.cdiv(width, columns), triton.cdiv(height, rows), len(frames))
-    to_nv12_kernel[grid](
-        frames, surfaces, surfaces if but is None else on_device(but, frames.device), *frames.stride(), height, width,
-        *equations, EVEN=height % 2 == width % 2 == 0, BUT=but is not None, TILE_Y=rows, TILE_X=columns,
-        enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(frames):  # which need not be the current one
+        to_nv12_kernel[grid](
+            frames, surfaces, surfaces if but is None else on_device(but, frames.device), *frames.stride(),
+            height, width, *equations, EVEN=height % 2 == width % 2 == 0, BUT=but is not None, TILE_Y=rows, TILE_X=columns,
+            enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -77,10 +79,11 @@ def nv12_to_rgb(
     height, width = frames.shape[2:]
     rows, columns = tile_of(tile, TILE if across is None else (4, 64))  # more samples need more registers
     grid = (triton.cdiv(width, columns), triton.cdiv(height, rows), len(frames))
-    to_rgb_kernel[grid](
-        surfaces, frames, *surfaces.stride(), height, width, *equations,
-        ACROSS=across, DOWN=down, TILE_Y=rows, TILE_X=columns, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(surfaces):  # which need not be the current one
+        to_rgb_kernel[grid](
+            surfaces, frames, *surfaces.stride(), height, width, *equations,
+            ACROSS=across, DOWN=down, TILE_Y=rows, TILE_X=columns, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @triton.jit

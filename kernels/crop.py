@@ -36,11 +36,12 @@ def crop(
     strides = (frames.stride(0), 0, *frames.stride()[1:]) if nv12 else frames.stride()
     rows, columns = tile_of(tile, (4, 64))
     grid = (triton.cdiv(CROP.value, rows) * triton.cdiv(CROP.value, columns), len(frames))
-    crop_kernel[grid](
-        frames, on_device(rects, frames.device), crops, crops if inputs is None else inputs, *strides,
-        frames.shape[1] * 2 // 3, *equations, NV12=nv12, ROUND=frames.dtype == torch.uint8, INPUTS=inputs is not None,
-        ACC=computed_in(frames.dtype), TILE_Y=rows, TILE_X=columns, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(frames):  # which need not be the current one
+        crop_kernel[grid](
+            frames, on_device(rects, frames.device), crops, crops if inputs is None else inputs, *strides,
+            frames.shape[1] * 2 // 3, *equations, NV12=nv12, ROUND=frames.dtype == torch.uint8,
+            INPUTS=inputs is not None, ACC=computed_in(frames.dtype), TILE_Y=rows, TILE_X=columns, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @triton.jit

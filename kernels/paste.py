@@ -44,14 +44,15 @@ def paste(
     height, width = frames.shape[2:]
     of_tile = torch.tensor([columns, rows])
     tiles = (rects[:, 2:] - 1) // of_tile - rects[:, :2] // of_tile + 1
-    paste_kernel[(*tiles.max(0).values.tolist(), len(frames))](
-        frames, crops, predictions, frames if keep is None else keep, on_device(rects, frames.device),
-        frames if out is None else out,
-        *frames.stride(), *crops.stride(), *predictions.stride(), *((0, 0, 0) if keep is None else keep.stride()),
-        height, width, *equations, NV12=out is not None, EVEN=height % 2 == width % 2 == 0, KEEP=keep is not None,
-        ROUND=frames.dtype == torch.uint8, ACC=computed_in(frames.dtype), TILE_Y=rows, TILE_X=columns,
-        num_warps=8, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(frames):  # which need not be the current one
+        paste_kernel[(*tiles.max(0).values.tolist(), len(frames))](
+            frames, crops, predictions, frames if keep is None else keep, on_device(rects, frames.device),
+            frames if out is None else out,
+            *frames.stride(), *crops.stride(), *predictions.stride(), *((0, 0, 0) if keep is None else keep.stride()),
+            height, width, *equations, NV12=out is not None, EVEN=height % 2 == width % 2 == 0, KEEP=keep is not None,
+            ROUND=frames.dtype == torch.uint8, ACC=computed_in(frames.dtype), TILE_Y=rows, TILE_X=columns,
+            num_warps=8, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -126,7 +126,7 @@ def test_crops_of_nv12(kernel_device: torch.device, matrix: Matrix, full_range: 
     assert torch.equal(reference, crop_faces(frames, rects, impl="reference"))
 
 
-@pytest.mark.parametrize("tile", [(64, 128), (128, 64), (32, 512)])
+@pytest.mark.parametrize("tile", [(64, 128), (128, 64)])
 def test_crops_do_not_depend_on_tiles(kernel_device: torch.device, tile: tuple[int, int]) -> None:
     frames, rects = noise(50, 61, 1).to(kernel_device), torch.tensor([[7, 2, 60, 44]])
     crops, inputs = frames.new_empty(1, 3, 328, 328), torch.empty(1, 6, 320, 320, device=kernel_device)
@@ -205,17 +205,17 @@ def test_pastes_as_nv12(
     assert_rounded_alike(surfaces, reference, exact_nv12(pasted, matrix, full_range))
 
 
-@pytest.mark.parametrize("size", [(40, 64), (41, 63)])
-@pytest.mark.parametrize("tile", [(2, 64), (4, 16), (8, 8), (64, 128)])
+@pytest.mark.parametrize("size", [(20, 32), (21, 31)])
+@pytest.mark.parametrize("tile", [(2, 32), (8, 8), (32, 64)])
 def test_pastes_do_not_depend_on_tiles(
     kernel_device: torch.device, size: tuple[int, int], tile: tuple[int, int]
 ) -> None:
-    frames, rects = noise(*size).to(kernel_device), torch.tensor([[5, 7, 30, 29], [0, 0, size[1], 3]])
+    frames, rects = noise(*size).to(kernel_device), torch.tensor([[5, 7, 23, 18], [0, 0, size[1], 3]])
     crops, predictions = crop_faces(frames, rects, impl="reference"), predictions_for(frames)
     of_rgb, of_bt601 = frames.clone(), equations("bt601", False)
     paste_kernels.paste(of_rgb, crops, predictions, rects, None, tile=tile)
     assert torch.equal(of_rgb, paste_faces(frames, crops, predictions, rects, impl="kernel"))
-    surfaces = torch.full((2, 60 if size[0] == 40 else 63, 64), 77, dtype=torch.uint8, device=kernel_device)
+    surfaces = torch.full((2, 30 if size[0] == 20 else 33, 32), 77, dtype=torch.uint8, device=kernel_device)
     paste_kernels.paste(frames, crops, predictions, rects, None, surfaces, of_bt601, tile)
     expected = paste_faces_nv12(frames, crops, predictions, rects, matrix="bt601", impl="kernel")
     assert torch.equal(surfaces, expected)
@@ -273,7 +273,7 @@ def test_rgb_of_nv12(kernel_device: torch.device, siting: Siting | None, full_ra
         assert (difference > 0).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("tile", [(2, 16), (8, 8), (16, 128)])
+@pytest.mark.parametrize("tile", [(2, 16), (8, 8)])
 def test_colours_do_not_depend_on_tiles(kernel_device: torch.device, tile: tuple[int, int]) -> None:
     frames = noise(21, 33).to(kernel_device)
     surfaces = torch.full((2, 33, 34), 77, dtype=torch.uint8, device=kernel_device)

@@ -1,0 +1,120 @@
+"""The batched ops alone: milliseconds, bytes a second, and how much of the device's copy bandwidth that is.
+
+    python benchmarks/ops.py
+
+Each op runs with each implementation that the device has (the Triton kernels on CUDA alone: interpreted, they show
+nothing but that they are right), on frames of noise at three sizes with faces of two. Bytes are those that an op cannot
+do without: what it reads and writes, once. On a GPU, times are the device's own, its cache emptied before each call.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from gpurender.limits import COPIED_BYTES, copy_bandwidth
+from gpurender.measured import Measured, record
+from records import print_results, save
+from torch import Tensor
+
+import gpurender as gr
+from gpurender.engine import resolve_device
+from gpurender.errors import DeviceError
+from gpurender.ops import Impl
+
+SIZES = ((1280, 720), (1920, 1080), (3840, 2160))
+FACES = (184, 480)
+CROPPED, SEEN, BORDER = 3 * 328**2, 6 * 320**2, 3 * (328**2 - 320**2)
+
+
+def cases(width: int, height: int, face: int, batch: int, device: torch.device) -> Iterator[tuple[str, int, Callable]]:
+    """Each op's name, the bytes of a frame that it reads and writes, and the call, given an implementation."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32  # the network's there
+    value = dtype.itemsize
+    frames = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device)
+    predictions = torch.rand(batch, 3, 320, 320, dtype=dtype, device=device)
+    corners = torch.stack([torch.arange(batch) * 7 + 11, torch.arange(batch) * 3 + 5], 1)  # odd and even
+    rects = torch.cat([corners, corners + face], 1)
+    crops = gr.crop_faces(frames, rects)
+    surfaces = gr.rgb_to_nv12(frames)
+    pixels, of_face = width * height, 3 * face**2
+    pasted = BORDER + 3 * 320**2 * value
+
+    def in_place(impl: Impl) -> Tensor:
+        return gr.paste_faces(frames, crops, predictions, rects, inplace=True, impl=impl)
+
+    yield "crop_faces", of_face + CROPPED, lambda impl: gr.crop_faces(frames, rects, impl=impl)
+    yield (
+        "crop_and_mask",
+        of_face + CROPPED + SEEN * value,
+        lambda impl: gr.crop_and_mask(frames, rects, dtype=dtype, impl=impl),
+    )
+    yield "paste_faces, in place", pasted + of_face, in_place
+    yield (
+        "paste_faces_nv12",
+        pasted + 9 * pixels // 2,
+        lambda impl: gr.paste_faces_nv12(frames, crops, predictions, rects, impl=impl),
+    )
+    yield "rgb_to_nv12", 9 * pixels // 2, lambda impl: gr.rgb_to_nv12(frames, impl=impl)
+    yield "nv12_to_rgb", 9 * pixels // 2, lambda impl: gr.nv12_to_rgb(surfaces, impl=impl)
+    yield (
+        "nv12_to_rgb, chroma interpolated",
+        9 * pixels // 2,
+        lambda impl: gr.nv12_to_rgb(surfaces, siting="left", impl=impl),
+    )
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one call, the median of many."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return do_bench(work, warmup=50, rep=200, return_mode="median") / 1000
+    work()
+    taken = []
+    until = time.perf_counter() + 0.5
+    while len(taken) < 5 or time.perf_counter() < until:
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def measure(device: torch.device, batch: int, repeats: int) -> Iterator[Measured]:
+    bandwidth = copy_bandwidth(device, repeats)
+    yield Measured("copy bandwidth", {"device": str(device), "bytes": COPIED_BYTES}, "bytes a second", bandwidth)
+    impls: list[Impl] = ["reference", "kernel"] if device.type == "cuda" else ["reference"]
+    for width, height in SIZES:
+        for face in FACES:
+            print(f"{width}×{height}, faces of {face}×{face} …", file=sys.stderr, flush=True)
+            for name, of_frame, call in cases(width, height, face, batch, device):
+                for impl in impls:
+                    runs = [seconds(lambda: call(impl), device) for _ in range(repeats)]  # noqa: B023
+                    of: dict[str, Any] = {"width": width, "height": height, "face": face, "batch": batch, "impl": impl}
+                    moved = of_frame * batch
+                    yield Measured(name, of, "ms a frame", [1000 * run / batch for run in runs])
+                    yield Measured(name, of, "bytes a second", [moved / run for run in runs])
+                    share = [moved / run / statistics.median(bandwidth) for run in runs]
+                    yield Measured(name, of, "of copy bandwidth", share)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--batch", type=int, default=8, help="frames at a time [8]")
+    parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
+    asked = parser.parse_args()
+    try:
+        device = resolve_device(asked.device)
+    except DeviceError as error:
+        parser.error(str(error))
+    made = record("ops", measure(device, asked.batch, asked.repeats), command=sys.argv, device=str(device))
+    print_results(made)
+    print(f"in {save(made)}")
+
+
+if __name__ == "__main__":
+    main()
