@@ -40,7 +40,8 @@ def crop(
         crop_kernel[grid](
             frames, on_device(rects, frames.device), crops, crops if inputs is None else inputs, *strides,
             frames.shape[1] * 2 // 3, *equations, NV12=nv12, ROUND=frames.dtype == torch.uint8,
-            INPUTS=inputs is not None, ACC=computed_in(frames.dtype), TILE_Y=rows, TILE_X=columns, enable_fp_fusion=False,
+            INPUTS=inputs is not None, ACC=computed_in(frames.dtype), TILE_Y=rows, TILE_X=columns,
+            enable_fp_fusion=False,
         )  # fmt: skip
 
 
