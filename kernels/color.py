@@ -34,7 +34,8 @@ def rgb_to_nv12(
     with torch.cuda.device_of(frames):  # which need not be the current one
         to_nv12_kernel[grid](
             frames, surfaces, surfaces if but is None else on_device(but, frames.device), *frames.stride(),
-            height, width, *equations, EVEN=height % 2 == width % 2 == 0, BUT=but is not None, TILE_Y=rows, TILE_X=columns,
+            height, width, *equations, EVEN=height % 2 == width % 2 == 0, BUT=but is not None,
+            TILE_Y=rows, TILE_X=columns,
             enable_fp_fusion=False,
         )  # fmt: skip
 
