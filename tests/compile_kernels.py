@@ -62,7 +62,8 @@ def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **
     assert numbers, used
     types = [str(value.dtype).removeprefix("torch.") for value in args if isinstance(value, torch.Tensor)]
     flags = [name for name, value in kwargs.items() if value is True]
-    results[" ".join([kernel.__name__, *types, *flags])] = [int(number) for number in numbers.groups()]
+    name = " ".join([kernel.__name__, *types, *flags, *(["ACROSS"] if kwargs.get("ACROSS") else [])])
+    results[name] = [int(number) for number in numbers.groups()]
 
 
 results: dict[str, list[int]] = {}
@@ -84,7 +85,7 @@ for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.f
         odd = frames[:, :, 1:, 1:]
         paste.paste(odd, crops, predictions, rects, None, surfaces, bt709)
         color.rgb_to_nv12(odd, surfaces, bt709)
-        for siting in (None, *BETWEEN):
-            weights = (None, None) if siting is None else tuple(chroma_weights(between) for between in BETWEEN[siting])
-            color.nv12_to_rgb(surfaces, frames, bt709, *weights)
+        color.nv12_to_rgb(surfaces, frames, bt709, None, None)
+        for across, down in BETWEEN.values():
+            color.nv12_to_rgb(surfaces, frames, bt709, chroma_weights(across), chroma_weights(down))
 print(json.dumps(results))

@@ -95,7 +95,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the encoder chosen for frames on the CPU as it is for frames on a GPU."""
 
     def chosen(encoder: Any, container: Any, codec: Any, quality: Any, rate: Any, first: torch.Tensor) -> Any:
-        on_gpu = SimpleNamespace(device=torch.device("cuda:0"), shape=first.shape)
+        on_gpu = SimpleNamespace(device=torch.device("cuda:0"), shape=first.shape, ndim=first.ndim)
         made, notes = open_encoder(encoder, container, codec, quality, rate, cast(torch.Tensor, on_gpu))
         made._device = first.device  # pyright: ignore[reportAttributeAccessIssue]
         return made, notes

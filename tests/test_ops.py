@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from gpurender import (
 )
 from gpurender.color import nv12_to_rgb_op, rgb_to_nv12_op
 from gpurender.crop import crop_op, crop_transposed
-from gpurender.ops import Impl
+from gpurender.ops import DLPack, Impl
 from gpurender.paste import paste_in_place_op, paste_nv12_op, paste_op, paste_transposed
 
 RECTS = torch.tensor([[3, 4, 20, 30], [0, 1, 44, 31]])
@@ -247,9 +247,9 @@ def test_numpy_arrays_are_read_and_written_where_they_are() -> None:
     pasted = paste_faces(frames, CROPS, PREDICTIONS, RECTS, inplace=True)
     np.testing.assert_array_equal(frames, paste_faces(FRAMES, CROPS, PREDICTIONS, RECTS))
     assert pasted.data_ptr() == frames.ctypes.data
-    surfaces = np.from_dlpack(rgb_to_nv12(FRAMES.numpy()))  # pyright: ignore[reportArgumentType]
+    surfaces: np.ndarray = np.from_dlpack(rgb_to_nv12(FRAMES.numpy()))  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(surfaces, rgb_to_nv12(FRAMES))
-    assert torch.equal(nv12_to_rgb(surfaces), nv12_to_rgb(torch.from_numpy(surfaces)))
+    assert torch.equal(nv12_to_rgb(cast(DLPack, surfaces)), nv12_to_rgb(torch.from_numpy(surfaces)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
