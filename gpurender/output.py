@@ -58,6 +58,12 @@ def complete_or_absent(path: Path, overwrite: bool) -> Iterator[str]:
                 os.unlink(hidden)
 
 
+def write_text(path: Path, text: str, overwrite: bool) -> None:
+    """Write a small file, complete or not at all."""
+    with complete_or_absent(path, overwrite) as name:
+        Path(name).write_text(text, encoding="utf-8")
+
+
 def _link(source: str, path: str | Path, nameless: int | None) -> None:
     try:
         # A directory descriptor, unused with an absolute name, makes Python call linkat, which follows links.

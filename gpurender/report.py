@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .output import complete_or_absent
+from .output import write_text
 
 PACKAGES = (
     "gpurender",
@@ -82,8 +82,7 @@ class Summary:
         Raises:
             OutputError: it exists, or cannot be written.
         """
-        with complete_or_absent(file, overwrite) as name:
-            Path(name).write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", overwrite)
 
 
 def installed() -> dict[str, str]:

@@ -20,9 +20,9 @@ if not torch.cuda.is_available():
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 from PIL import Image
-from seeds import seeded_weights
 
 from gpurender import AudioEncoder, UNet, export_onnx
+from gpurender.seeds import seeded_weights
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """The reference's sample and golden numbers; a real person's, so they are not part of the project."""

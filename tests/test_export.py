@@ -8,10 +8,10 @@ import onnxruntime
 import pytest
 import torch
 from conftest import TINY
-from seeds import seeded_weights
 
 from gpurender import InputError, OutputError, UNet, export_onnx
 from gpurender.export import cache_directory, cached_onnx, example_input
+from gpurender.seeds import seeded_weights
 
 
 def test_batch_is_dynamic_and_pictures_agree(seeded_onnx: Path) -> None:

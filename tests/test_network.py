@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from seeds import seeded_weights
 
 from gpurender import AudioEncoder, InputError, UNet, load_audio_encoder, load_unet
 from gpurender.network import WINDOW_SHAPES, Mode
+from gpurender.seeds import seeded_weights
 
 MODES: list[Mode] = ["ave", "hubert", "wenet"]
 

@@ -1,0 +1,225 @@
+"""START HERE for `gpurender bench`: what a render costs on this machine, stage by stage and as a whole.
+
+subject  a template in one or two sizes, sound, networks            bench_subject.py
+watch    whole programs: wall clock, starts, memory                 watch.py
+stages   each stage alone; batch sizes; bytes to and from a GPU     bench_stages.py
+limits   what the machine could do at best                          limits.py
+record   every figure with its birth certificate                    measured.py
+shown    as a table of 80 columns, or as a page with plots          bench_table.py, bench_page.py
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .bench_stages import ENCODED, STAGES, SWEEP, Alone, transferred
+from .bench_subject import Loaded, Subject, chosen_networks, enlarged, sound_of
+from .encode import EncoderName, write_frames
+from .engine import EngineName, Precision, resolve_device
+from .errors import InputError
+from .find import AVATAR, find_sound, find_template
+from .limits import counts, least_ms, measured_limits
+from .measured import Measured, Record, record
+from .render import render
+from .template import open_template
+from .watch import Watched, watch_make
+
+LARGER = (1920, 1080)
+SHORTEST_SECONDS = 0.5
+
+Step = tuple[str, Callable[[], Iterable[Measured]]]
+"""What is measured, and how."""
+
+
+def bench(
+    template: str | Path = AVATAR,
+    audio: str | Path = "hello",
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
+    encoder: EncoderName = "auto",
+    batch: int | None = None,
+    seconds: float = 5.0,
+    repeats: int = 3,
+    command: Sequence[str] = ("gpurender.bench",),
+    notify: Callable[[str], None] = lambda text: None,
+) -> Record:
+    """Measure everything that `gpurender bench` does.
+
+    Args:
+        template: see `open_template`; `avatar`, the bundled one, is measured at 1920×1080 too, enlarged.
+        audio: sound; its first `seconds` are used, over and over where it is shorter.
+        model: the network; None is the full-width network with seeded weights.
+        device, engine, precision, encoder, batch: see `make`.
+        seconds: of video in each measured render.
+        repeats: how often each figure is measured.
+        command: the words that asked for it, for the record.
+        notify: is told what is being measured.
+
+    Returns:
+        a record, see `measured.record`.
+
+    Raises:
+        InputError, DeviceError: as `make`, with what to do about it.
+    """
+    if seconds < SHORTEST_SECONDS:
+        raise InputError(f"{seconds:g} s is too short to be measured; give at least {SHORTEST_SECONDS:g} s.")
+    if repeats < 1:
+        raise InputError(f"{repeats} repeats measure nothing; give at least 1.")
+    place = resolve_device(device)
+    original = find_template(template)
+    open_template(original)  # what is wrong with it should show before the wait
+    results: list[Measured] = []
+    with tempfile.TemporaryDirectory(prefix="gpurender-bench-") as name, own_cache(Path(name) / "cache"):
+        folder = Path(name)
+        sound = sound_of(find_sound(audio), seconds, folder / "speech.wav")
+        network, listener = chosen_networks(original, None if model is None else Path(model), folder)
+        first = Subject(original, sound, network, listener, str(place), engine, precision, encoder, batch)
+        subjects = [first]
+        if str(template) == AVATAR:
+            notify(f"enlarging the avatar to {LARGER[0]}×{LARGER[1]}")
+            subjects.append(replace(first, template=enlarged(original, LARGER, folder / "larger")))
+        cold = folder / "cold"
+        loaded = [Loaded(subject) for subject in subjects]
+        steps = [("a cold start", lambda: cold_start(loaded[0], cold))]
+        for one in loaded:
+            steps += whole_programs(one, repeats)
+        for one in loaded:
+            steps += stages(one, repeats)
+        steps += limits(loaded, repeats)
+        for number, (what, measure) in enumerate(steps, 1):
+            notify(f"[{number}/{len(steps)}] {what}")
+            results += measure()
+        notes = [*loaded[0].engine.notes, *loaded[0].template.notes]
+    return record("bench", results, command=command, device=str(place), notes=notes)
+
+
+@contextmanager
+def own_cache(path: Path) -> Iterator[None]:
+    """A cache of exports and plans for as long as this lasts, in our programs too; the user's stays as it is."""
+    before = os.environ.get("GPURENDER_CACHE")
+    path.mkdir(mode=0o700)
+    os.environ["GPURENDER_CACHE"] = str(path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GPURENDER_CACHE"]
+        else:
+            os.environ["GPURENDER_CACHE"] = before
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def cold_start(loaded: Loaded, folder: Path) -> list[Measured]:
+    """The first frame of a program that finds nothing cached: no export, no plan, no compiled kernel."""
+    folder.mkdir(mode=0o700)
+    variables = ("GPURENDER_CACHE", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR")
+    environment = {variable: str(folder) for variable in variables}
+    run = watch_make(loaded.subject.words, device=loaded.subject.device, environment=environment)
+    return [Measured("first frame, cold start", program_parameters([run]), "s", [run.first_frame_seconds])]
+
+
+def whole_programs(loaded: Loaded, repeats: int) -> list[Step]:
+    """Whole renders as the command makes them, each a program of its own, all caches warm."""
+    subject = loaded.subject
+    runs: list[Watched] = []
+
+    def prepare() -> list[Measured]:
+        watch_make(subject.words, device=subject.device)
+        return []
+
+    def run() -> list[Measured]:
+        runs.append(watch_make(subject.words, device=subject.device))
+        return program_figures(runs) if len(runs) == repeats else []
+
+    name = loaded.subject.template.name
+    whole = [(f"a whole render of {name}, {k} of {repeats}", run) for k in range(1, repeats + 1)]
+    return [(f"a whole render of {name}, to fill the caches", prepare), *whole]
+
+
+def program_parameters(runs: list[Watched]) -> dict[str, object]:
+    keys = ("width", "height", "device", "engine", "precision", "batch", "decoder", "encoder", "frames")
+    return {key: runs[0].report[key] for key in keys}
+
+
+def program_figures(runs: list[Watched]) -> list[Measured]:
+    parameters = program_parameters(runs)
+    frames = runs[0].report["frames"]
+    on_gpu = parameters["device"] != "cpu"
+    figures = [
+        ("whole program", "frames a second", [frames / run.seconds for run in runs]),
+        ("rendering", "frames a second", [frames / run.report["render_seconds"] for run in runs]),
+        ("first frame, warm start", "s", [run.first_frame_seconds for run in runs]),
+        ("peak resident memory", "bytes", [float(run.peak_resident_bytes) for run in runs]),
+        *([("peak device memory", "bytes", [float(run.peak_device_bytes) for run in runs])] if on_gpu else []),
+    ]
+    for kind, where in (("stage_seconds", "host"), ("stage_device_seconds", "device")):
+        for stage in runs[0].report[kind]:
+            busy = [1000 * run.report[kind][stage] / frames for run in runs]
+            figures.append((f"busy in a render: {stage}, {where}", "ms a frame", busy))
+    return [Measured(name, parameters, unit, values) for name, unit, values in figures]
+
+
+def stages(loaded: Loaded, repeats: int) -> list[Step]:
+    """Each stage alone, then what goes between host and device in a whole render."""
+    alone = Alone(loaded, repeats)
+    name = loaded.subject.template.name
+    measured_with = {"template again": "template decode", "colour": "encode", "mux": "encode"}
+    steps: list[Step] = [
+        (f"{stage} alone, {name}", lambda stage=stage: alone.measure(stage))
+        for stage in STAGES
+        if stage not in measured_with
+    ]
+    if loaded.device.type == "cuda":
+        steps.append((f"copies between host and GPU, {name}", lambda: transferred(loaded, lambda: short_video(loaded))))
+    return steps
+
+
+def short_video(loaded: Loaded) -> int:
+    """Render and write a moment; how many frames."""
+
+    def frames() -> Iterator[torch.Tensor]:
+        count = 0
+        for batch in render(loaded.template, loaded.features, loaded.engine, batch=loaded.batch):
+            yield batch
+            count += len(batch)
+            if count >= ENCODED:
+                return
+
+    with tempfile.TemporaryDirectory(prefix="gpurender-") as folder:
+        subject = loaded.subject
+        written = write_frames(
+            frames(), Path(folder) / "out.mp4", fps=loaded.features.fps, sound=subject.sound, encoder=subject.encoder
+        )
+    return written.frames
+
+
+def limits(loaded: list[Loaded], repeats: int) -> list[Step]:
+    """Batch sizes, in the first size; the machine's limits, and what the stages have to do at least."""
+    alone = Alone(loaded[0], repeats)
+    sweep: list[Step] = [(f"rendering {k} frames at a time", lambda k=k: alone.sweep(k)) for k in SWEEP]
+
+    def measure() -> Iterator[Measured]:
+        machine = measured_limits(loaded[0].device, loaded[0].engine.precision, repeats)
+        yield from machine
+        best = {figure.name: max(figure.runs) for figure in machine}
+        rates = {name.removeprefix("matrix product "): rate for name, rate in best.items() if "product" in name}
+        for one in loaded:
+            for stage, count in counts(one).items():
+                yield Measured(f"{stage}: bytes", one.parameters, "bytes a frame", [count.bytes])
+                if count.flops is not None:
+                    kind = {**one.parameters, "precision": count.precision}
+                    yield Measured(f"{stage}: arithmetic", kind, "FLOP a frame", [count.flops])
+                least = least_ms(count, best["copy bandwidth"], rates)
+                yield Measured(f"{stage}: least", one.parameters, "ms a frame", [least])
+
+    return [*sweep, ("the machine's limits", measure)]

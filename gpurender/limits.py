@@ -1,0 +1,209 @@
+"""What the machine could do at best, measured, and what each stage has to do at least, counted: a roofline.
+
+S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for multicore architectures",
+Communications of the ACM 52 (2009).
+"""
+
+import time
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .bench_subject import Loaded
+from .crop import CROP, INNER
+from .export import cached_onnx
+from .halves import infer_shapes, read_halves
+from .measured import Measured
+from .network import FACE_SHAPE, WINDOW_SHAPES, load_audio_encoder, load_unet
+
+COPIED_BYTES = 2**28
+SQUARE = {"cpu": 1536, "cuda": 8192}  # rows of the matrices
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CUBIC_FLOPS = 7  # of a value out of four: four products, three sums
+COLOUR_FLOPS = 13  # a pixel: five for luma; of four pixels' chroma, 9 for means, 5 for luma and twice 5, and 8 to round
+MEL_WINDOW_SHAPE = (1, 80, 16)
+
+
+class Count(NamedTuple):
+    """What a stage cannot do without, a frame: bytes that it reads and writes once, and sums and products.
+
+    Attributes:
+        bytes: what goes in and out, and a batch's share of the weights; what lies between layers is not counted.
+        flops: None where nobody counts them: a codec's work.
+        precision: of the arithmetic.
+    """
+
+    bytes: float
+    flops: float | None
+    precision: str = "fp32"
+
+
+def copy_bandwidth(device: torch.device, repeats: int) -> list[float]:
+    """Bytes a second that a copy within the device's memory reads and writes, each counted."""
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return [2 * COPIED_BYTES / seconds for seconds in clocked(lambda: target.copy_(source), device, repeats)]
+
+
+def product_rate(device: torch.device, precision: str, repeats: int) -> list[float]:
+    """FLOP a second of a large matrix product, sums and products each counted; float32 is exact, not TF32."""
+    rows = SQUARE[device.type]
+    left, right = (torch.rand(rows, rows, device=device).to(TYPES[precision]) for _ in range(2))
+    exact = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        return [2 * rows**3 / seconds for seconds in clocked(lambda: left @ right, device, repeats)]
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = exact
+
+
+def clocked(work: Callable[[], Tensor], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of the quickest of three calls, several times: a limit is what can be reached."""
+    best = []
+    for _ in range(repeats):
+        seconds = []
+        for _ in range(4):
+            began = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+        best.append(min(seconds[1:]))
+    return best
+
+
+def measured_limits(device: torch.device, precision: str, repeats: int) -> list[Measured]:
+    where = {"device": str(device)}
+    copied = {**where, "bytes": COPIED_BYTES}
+    products = [
+        Measured(
+            f"matrix product {kind}",
+            {**where, "rows": SQUARE[device.type], "precision": kind},
+            "FLOP a second",
+            product_rate(device, kind, repeats),
+        )
+        for kind in dict.fromkeys(("fp32", precision))
+    ]
+    return [Measured("copy bandwidth", copied, "bytes a second", copy_bandwidth(device, repeats)), *products]
+
+
+# --- what stages have to do ------------------------------------------------------------------------------------------
+
+
+def counts(loaded: Loaded) -> dict[str, Count]:
+    """What each stage has to do for a frame, of the template's mean face rectangle."""
+    template, engine = loaded.template, loaded.engine
+    sides = (template.rects[:, 2:] - template.rects[:, :2]).double()
+    width, height = sides.mean(0).tolist()
+    area = sides.prod(1).mean().item()
+    pixels = template.width * template.height
+    mask = template.parsing
+    face_bytes = 4 * prod(FACE_SHAPE)
+    picture_bytes = 4 * 3 * INNER**2
+    value = 4 if engine.precision == "fp32" else 2
+    network = loaded.subject.model
+    if engine.name != "torch" and network.suffix == ".pth":
+        network = cached_onnx(network, engine.mode)  # what the engine runs
+    seen, heard = unet_work(network)
+    crop_flops = CUBIC_FLOPS * 3 * (CROP * height + CROP * CROP)
+    paste_flops = CUBIC_FLOPS * 3 * (width * CROP + area)
+    return {
+        "template decode": Count(pixels * (3 + mask), None),
+        "template again": Count(2 * pixels * (3 + mask), None),
+        "audio": Count(4 * prod(MEL_WINDOW_SHAPE), audio_flops(loaded.subject.audio_encoder)),
+        "crop": Count(3 * area + 3 * CROP**2 + face_bytes, crop_flops + 3 * INNER**2),
+        "network encode": Count(
+            face_bytes + 4 * seen.outputs + value * seen.weights / loaded.batch, seen.flops, engine.precision
+        ),
+        "network decode": Count(
+            4 * heard.inputs + picture_bytes + value * heard.weights / loaded.batch, heard.flops, engine.precision
+        ),
+        "paste": Count(3 * CROP**2 + picture_bytes + (3 + mask) * area, paste_flops),
+        "colour": Count(4.5 * pixels, COLOUR_FLOPS * pixels),
+        "encode": Count(1.5 * pixels, None),
+    }
+
+
+class Work(NamedTuple):
+    """Of one half of a network and one frame; the last three are numbers of values."""
+
+    flops: float
+    weights: int
+    inputs: int
+    outputs: int
+
+
+def unet_work(path: Path) -> tuple[Work, Work]:
+    """The two halves of a U-Net file: what is done once a template frame, and what an output frame costs."""
+    if path.suffix == ".onnx":
+        halves = read_halves(path)
+        seen = onnx_work(halves.encoder) if halves.encoder else Work(0.0, 0, 0, 0)
+        return seen, onnx_work(halves.decoder)
+    network = load_unet(path).to("meta")
+    face = torch.empty(1, *FACE_SHAPE, device="meta")
+    audio = torch.empty(1, *WINDOW_SHAPES[network.mode], device="meta")
+    with FlopCounterMode(display=False) as seeing, torch.no_grad():
+        levels = network.encode(face)
+    with FlopCounterMode(display=False) as hearing, torch.no_grad():
+        network.decode(face, levels, audio)
+    first = [network.inc, network.down1, network.down2, network.down3, network.down4, network.down5]
+    weights = sum(parameter.numel() for half in first for parameter in half.parameters())
+    again = sum(parameter.numel() for parameter in network.inc.parameters())
+    rest = sum(parameter.numel() for parameter in network.parameters()) - weights + again
+    between = sum(level.numel() for level in levels)
+    return (
+        Work(seeing.get_total_flops(), weights, face.numel(), between),
+        Work(hearing.get_total_flops(), rest, face.numel() + between + audio.numel(), 3 * INNER**2),
+    )
+
+
+def onnx_work(model: ModelProto) -> Work:
+    """The convolutions and matrix products of an ONNX graph, for a batch of one."""
+    shapes = {v.name: shape_of(v) for v in (*infer_shapes(model), *model.graph.input, *model.graph.output)}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    flops = 0.0
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in weights:
+            flops += 2 * prod(shapes[node.output[0]]) * prod(weights[node.input[1]][1:])
+        elif node.op_type in ("MatMul", "Gemm"):
+            inner = shapes.get(node.input[0]) or weights[node.input[0]]
+            flops += 2 * prod(shapes[node.output[0]]) * inner[-1]
+    given = [value for value in model.graph.input if value.name not in weights]
+    return Work(
+        flops,
+        sum(prod(shape) for shape in weights.values()),
+        sum(prod(shape_of(value)) for value in given),
+        sum(prod(shape_of(value)) for value in model.graph.output),
+    )
+
+
+def shape_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Of a tensor; a batch that may be anything is taken to be 1."""
+    return tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+
+
+def audio_flops(path: Path) -> float:
+    """Of the audio encoder, for one feature; what comes before it is small."""
+    if path.suffix == ".onnx":
+        return onnx_work(onnx.load(path)).flops
+    network = load_audio_encoder(path).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, *MEL_WINDOW_SHAPE, device="meta"))
+    return counter.get_total_flops()
+
+
+# --- how near a stage comes ------------------------------------------------------------------------------------------
+
+
+def least_ms(count: Count, bandwidth: float, rates: dict[str, float]) -> float:
+    """The milliseconds below which a stage cannot be: its bytes at the copy's rate or its arithmetic at the matrix
+    product's, whichever takes longer."""
+    arithmetic = count.flops / rates[count.precision] if count.flops else 0.0
+    return 1000 * max(count.bytes / bandwidth, arithmetic)

@@ -1,0 +1,195 @@
+"""Measured figures with their birth certificate: the machine, the versions, the command and every run.
+
+`gpurender bench` and everything in `benchmarks/` write this one kind of record; `benchmarks/schema.json` describes it.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .cuda import driver_version
+from .errors import InputError
+from .report import installed, processor
+
+SCHEMA_VERSION = 1
+Record = dict[str, Any]
+
+HIGHER_IS_BETTER = {"frames a second", "bytes a second", "FLOP a second", "dB", "times as fast"}
+"""Units of which more is better; of all others, less is."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure, measured several times.
+
+    Attributes:
+        name: what was measured; with the picture's size it says which figure this is.
+        parameters: shapes, and whatever else the figure depends on: numbers, text, true or false, None.
+        unit: of all runs.
+        runs: each run's value, in the order in which they were made.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    unit: str
+    runs: list[float]
+
+    def as_dict(self) -> dict[str, Any]:
+        spread = {"median": statistics.median(self.runs), "min": min(self.runs), "max": max(self.runs)}
+        return {**asdict(self), **spread}
+
+
+def record(
+    suite: str, results: Iterable[Measured], *, command: Sequence[str], device: str = "cpu", notes: Sequence[str] = ()
+) -> Record:
+    """Figures with everything that one must know to judge or repeat them; JSON can hold it.
+
+    Args:
+        suite: what kind of measurement this is, such as `bench`.
+        results: the figures.
+        command: the words that made them.
+        device: `cpu`, `cuda` or `cuda:N`: which GPU is named.
+        notes: what was unusual.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "suite": suite,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "gpurender": {"version": installed().get("gpurender", "not installed"), "commit": commit()},
+        "machine": machine(device),
+        "command": list(command),
+        "notes": list(notes),
+        "results": [result.as_dict() for result in results],
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    on_gpu = device.startswith("cuda")
+    return {
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": memory,
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+        "driver": driver_version(),
+        "versions": {"python": platform.python_version(), **installed()},
+    }
+
+
+def commit() -> str | None:
+    """The commit that the package is from, with a `+` if it was changed since; None where neither Git nor pip knows."""
+    here = Path(__file__).resolve().parent
+    if (here.parent / ".git").exists():
+        try:
+            words = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
+            return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    try:
+        origin = importlib.metadata.distribution("gpurender").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
+
+
+def as_json(made: Record) -> str:
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_record(file: str | Path) -> Record:
+    """A record from its file.
+
+    Raises:
+        InputError: there is none, or it is no such record, or one of another version.
+    """
+    file = Path(file)
+    try:
+        made = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}).") from None
+    except ValueError:
+        raise InputError(f"{file} is not JSON; give what gpurender bench --json wrote.") from None
+    if not isinstance(made, dict) or made.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{file} is no record of measurements of version {SCHEMA_VERSION}; make it anew with --json.")
+    numbers = ("median", "min", "max")
+    for result in made["results"] if isinstance(made.get("results"), list) else [None]:
+        if (
+            not isinstance(result, dict)
+            or not isinstance(result.get("parameters"), dict)
+            or not all(isinstance(result.get(key), str) for key in ("name", "unit"))
+            or not all(isinstance(result.get(key), int | float) for key in numbers)
+        ):
+            raise InputError(f"{file} is damaged: one of its results lacks its name, parameters, unit or numbers.")
+    return made
+
+
+# --- one record against another --------------------------------------------------------------------------------------
+
+Verdict = Literal["better", "worse", "within noise"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure then and now."""
+
+    name: str
+    size: str
+    unit: str
+    old: float
+    new: float
+    verdict: Verdict
+    """`within noise` where the two ranges, smallest to largest run, overlap"""
+
+    @property
+    def ratio(self) -> float:
+        """New through old, of the medians; both 0 is 1."""
+        return self.new / self.old if self.old else (1.0 if self.new == 0 else float("inf"))
+
+
+def compared(old: Record, new: Record) -> list[Comparison]:
+    """The figures that are in both records, by their names and picture sizes."""
+    before = {(result["name"], size_of(result)): result for result in old["results"]}
+    pairs = [(before.get((result["name"], size_of(result))), result) for result in new["results"]]
+    return [
+        Comparison(
+            b["name"], size_of(b), b["unit"], a["median"], b["median"], verdict((a["min"], a["max"]), b, b["unit"])
+        )
+        for a, b in pairs
+        if a is not None and a["unit"] == b["unit"]
+    ]
+
+
+def verdict(old: tuple[float, float], new: dict[str, Any], unit: str) -> Verdict:
+    smallest, largest = old
+    if new["min"] <= largest and smallest <= new["max"]:
+        return "within noise"
+    more = new["min"] > largest
+    return "better" if more == (unit in HIGHER_IS_BETTER) else "worse"
+
+
+def size_of(result: dict[str, Any]) -> str:
+    """The picture's size of a figure, such as 1280×720; nothing for figures of the machine."""
+    parameters = result["parameters"]
+    return f"{parameters['width']}×{parameters['height']}" if "width" in parameters else ""
+
+
+def find(made: Record, name: str, size: str = "") -> dict[str, Any] | None:
+    """The figure of this name and size."""
+    return next((r for r in made["results"] if r["name"] == name and size_of(r) == size), None)
+
+
+def sizes(made: Record) -> list[str]:
+    """The picture sizes of a record, in its order."""
+    return list(dict.fromkeys(size for result in made["results"] if (size := size_of(result))))
