@@ -31,6 +31,7 @@ from .watch import Watched, watch_make
 
 LARGER = (1920, 1080)
 SHORTEST_SECONDS = 0.5
+CACHES = ("GPURENDER_CACHE", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR")
 
 Step = tuple[str, Callable[[], Iterable[Measured]]]
 """What is measured, and how."""
@@ -77,7 +78,7 @@ def bench(
     original = find_template(template)
     open_template(original)  # what is wrong with it should show before the wait
     results: list[Measured] = []
-    with tempfile.TemporaryDirectory(prefix="gpurender-bench-") as name, own_cache(Path(name) / "cache"):
+    with tempfile.TemporaryDirectory(prefix="gpurender-bench-") as name, own_caches(Path(name) / "cache"):
         folder = Path(name)
         sound = sound_of(find_sound(audio), seconds, folder / "speech.wav")
         network, listener = chosen_networks(original, None if model is None else Path(model), folder)
@@ -86,14 +87,8 @@ def bench(
         if str(template) == AVATAR:
             notify(f"enlarging the avatar to {LARGER[0]}×{LARGER[1]}")
             subjects.append(replace(first, template=enlarged(original, LARGER, folder / "larger")))
-        cold = folder / "cold"
         loaded = [Loaded(subject) for subject in subjects]
-        steps = [("a cold start", lambda: cold_start(loaded[0], cold))]
-        for one in loaded:
-            steps += whole_programs(one, repeats)
-        for one in loaded:
-            steps += stages(one, repeats)
-        steps += limits(loaded, repeats)
+        steps = all_steps(loaded, repeats)
         for number, (what, measure) in enumerate(steps, 1):
             notify(f"[{number}/{len(steps)}] {what}")
             results += measure()
@@ -102,30 +97,50 @@ def bench(
 
 
 @contextmanager
-def own_cache(path: Path) -> Iterator[None]:
-    """A cache of exports and plans for as long as this lasts, in our programs too; the user's stays as it is."""
-    before = os.environ.get("GPURENDER_CACHE")
+def own_caches(path: Path) -> Iterator[None]:
+    """Empty caches of exports, plans and compiled kernels for as long as this lasts, here and in programs that are
+    started; the user's stay as they are."""
+    before = {variable: os.environ.get(variable) for variable in CACHES}
     path.mkdir(mode=0o700)
-    os.environ["GPURENDER_CACHE"] = str(path)
+    os.environ.update(dict.fromkeys(CACHES, str(path)))
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["GPURENDER_CACHE"]
-        else:
-            os.environ["GPURENDER_CACHE"] = before
+        for variable, value in before.items():
+            if value is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = value
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def cold_start(loaded: Loaded, folder: Path) -> list[Measured]:
+def all_steps(loaded: list[Loaded], repeats: int) -> list[Step]:
+    steps: list[Step] = [("a cold start", lambda: cold_start(loaded[0].subject))]
+    for one in loaded:
+        if one is not loaded[0]:
+            steps.append((f"{one.name}: a whole render, to fill the caches", lambda one=one: unmeasured(one.subject)))
+        steps += whole_programs(one, repeats)
+    machine: list[Measured] = []
+    steps.append(("the machine's limits", lambda: measure_limits(loaded[0], machine, repeats)))
+    alone = [Alone(one, repeats) for one in loaded]
+    for one, its_stages in zip(loaded, alone, strict=True):
+        steps += stages(one, its_stages)
+    steps += [(f"{loaded[0].name}: rendering {k} frames at a time", lambda k=k: alone[0].sweep(k)) for k in SWEEP]
+    steps.append(("the machine's limits again", lambda: measure_limits(loaded[0], machine, repeats)))
+    return [*steps, ("counting", lambda: limits_and_counts(loaded, machine))]
+
+
+def cold_start(subject: Subject) -> list[Measured]:
     """The first frame of a program that finds nothing cached: no export, no plan, no compiled kernel."""
-    folder.mkdir(mode=0o700)
-    variables = ("GPURENDER_CACHE", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR")
-    environment = {variable: str(folder) for variable in variables}
-    run = watch_make(loaded.subject.words, device=loaded.subject.device, environment=environment)
+    run = watch_make(subject.words, device=subject.device)
     return [Measured("first frame, cold start", program_parameters([run]), "s", [run.first_frame_seconds])]
+
+
+def unmeasured(subject: Subject) -> list[Measured]:
+    watch_make(subject.words, device=subject.device)
+    return []
 
 
 def whole_programs(loaded: Loaded, repeats: int) -> list[Step]:
@@ -133,17 +148,11 @@ def whole_programs(loaded: Loaded, repeats: int) -> list[Step]:
     subject = loaded.subject
     runs: list[Watched] = []
 
-    def prepare() -> list[Measured]:
-        watch_make(subject.words, device=subject.device)
-        return []
-
     def run() -> list[Measured]:
         runs.append(watch_make(subject.words, device=subject.device))
         return program_figures(runs) if len(runs) == repeats else []
 
-    name = loaded.subject.template.name
-    whole = [(f"a whole render of {name}, {k} of {repeats}", run) for k in range(1, repeats + 1)]
-    return [(f"a whole render of {name}, to fill the caches", prepare), *whole]
+    return [(f"{loaded.name}: a whole render, {k} of {repeats}", run) for k in range(1, repeats + 1)]
 
 
 def program_parameters(runs: list[Watched]) -> dict[str, object]:
@@ -169,18 +178,18 @@ def program_figures(runs: list[Watched]) -> list[Measured]:
     return [Measured(name, parameters, unit, values) for name, unit, values in figures]
 
 
-def stages(loaded: Loaded, repeats: int) -> list[Step]:
+def stages(loaded: Loaded, alone: Alone) -> list[Step]:
     """Each stage alone, then what goes between host and device in a whole render."""
-    alone = Alone(loaded, repeats)
-    name = loaded.subject.template.name
     measured_with = {"template again": "template decode", "colour": "encode", "mux": "encode"}
     steps: list[Step] = [
-        (f"{stage} alone, {name}", lambda stage=stage: alone.measure(stage))
+        (f"{loaded.name}: {stage} alone", lambda stage=stage: alone.measure(stage))
         for stage in STAGES
         if stage not in measured_with
     ]
     if loaded.device.type == "cuda":
-        steps.append((f"copies between host and GPU, {name}", lambda: transferred(loaded, lambda: short_video(loaded))))
+        steps.append(
+            (f"{loaded.name}: copies between host and GPU", lambda: transferred(loaded, lambda: short_video(loaded)))
+        )
     return steps
 
 
@@ -203,23 +212,30 @@ def short_video(loaded: Loaded) -> int:
     return written.frames
 
 
-def limits(loaded: list[Loaded], repeats: int) -> list[Step]:
-    """Batch sizes, in the first size; the machine's limits, and what the stages have to do at least."""
-    alone = Alone(loaded[0], repeats)
-    sweep: list[Step] = [(f"rendering {k} frames at a time", lambda k=k: alone.sweep(k)) for k in SWEEP]
+def measure_limits(loaded: Loaded, machine: list[Measured], repeats: int) -> list[Measured]:
+    machine += measured_limits(loaded.device, loaded.engine.precision, repeats)
+    return []
 
-    def measure() -> Iterator[Measured]:
-        machine = measured_limits(loaded[0].device, loaded[0].engine.precision, repeats)
-        yield from machine
-        best = {figure.name: max(figure.runs) for figure in machine}
-        rates = {name.removeprefix("matrix product "): rate for name, rate in best.items() if "product" in name}
-        for one in loaded:
-            for stage, count in counts(one).items():
-                yield Measured(f"{stage}: bytes", one.parameters, "bytes a frame", [count.bytes])
-                if count.flops is not None:
-                    kind = {**one.parameters, "precision": count.precision}
-                    yield Measured(f"{stage}: arithmetic", kind, "FLOP a frame", [count.flops])
-                least = least_ms(count, best["copy bandwidth"], rates)
-                yield Measured(f"{stage}: least", one.parameters, "ms a frame", [least])
 
-    return [*sweep, ("the machine's limits", measure)]
+def limits_and_counts(loaded: list[Loaded], machine: list[Measured]) -> Iterator[Measured]:
+    """The machine's limits, of both times that they were measured; what the stages have to do at least, and how long
+    that takes at the limits."""
+    limits = joined(machine)
+    yield from limits
+    best = {figure.name: max(figure.runs) for figure in limits}
+    rates = {name.removeprefix("matrix product "): rate for name, rate in best.items() if "product" in name}
+    for one in loaded:
+        for stage, count in counts(one).items():
+            yield Measured(f"{stage}: bytes", one.parameters, "bytes a frame", [count.bytes])
+            if count.flops is not None:
+                kind = {**one.parameters, "precision": count.precision}
+                yield Measured(f"{stage}: arithmetic", kind, "FLOP a frame", [count.flops])
+            least = least_ms(count, best["copy bandwidth"], rates)
+            yield Measured(f"{stage}: least", one.parameters, "ms a frame", [least])
+
+
+def joined(figures: list[Measured]) -> list[Measured]:
+    """Figures of the same name as one, with the runs of all."""
+    names = dict.fromkeys(figure.name for figure in figures)
+    alike = [[figure for figure in figures if figure.name == name] for name in names]
+    return [replace(same[0], runs=[run for figure in same for run in figure.runs]) for same in alike]

@@ -60,7 +60,7 @@ class Alone:
         return work[name]()
 
     def sweep(self, batch: int) -> list[Measured]:
-        """Rendered frames a second, up to the finished pixels, with so many frames at a time."""
+        """Rendered frames a second, up to the finished pixels, with so many frames at a time; after `encode`."""
         loaded = self._loaded
         count = 4 * max(SWEEP) if self._device.type == "cuda" else max(SWEEP)
         with tempfile.TemporaryDirectory(prefix="gpurender-") as folder:
@@ -68,14 +68,15 @@ class Alone:
             np.save(file, np.random.RandomState(0).uniform(0, 3, (count, 512)).astype(np.float32))
             features = load_features(file, device=self._device)
             runs = []
-            for _ in range(1 + self._repeats):
+            warm_ups = 1 if self._device.type == "cuda" else 0  # a GPU prepares for each new batch
+            for _ in range(warm_ups + self._repeats):
                 began = time.perf_counter()
                 for _ in render(loaded.template, features, loaded.engine, batch=batch):
                     pass
                 self._finish()
                 runs.append(count / (time.perf_counter() - began))
         parameters = {**loaded.parameters, "batch": batch, "frames": count}
-        return [Measured(f"render, batch {batch}", parameters, "frames a second", runs[1:])]
+        return [Measured(f"render, batch {batch}", parameters, "frames a second", runs[warm_ups:])]
 
     # --- what stages are given
 

@@ -24,7 +24,7 @@ from .render import probe_inputs
 from .seeds import seeded_weights
 from .template import Template, open_template
 
-MIRRORED = 8  # frames at a time while a template is enlarged
+AT_ONCE = 8  # frames at a time while a template is enlarged
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Loaded:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.device = torch.device(subject.device)
+
+    @cached_property
+    def name(self) -> str:
+        """The pictures' size, such as 1280×720."""
+        return f"{self.template.width}×{self.template.height}"
 
     def open(self) -> Template:
         """The template opened anew: none of its frames is decoded yet."""
@@ -105,6 +110,7 @@ class Loaded:
             "batch": self.batch,
             "decoder": self.template.decoder,
             "parsing": self.template.parsing,
+            "template_frames": len(self.template),
         }
 
 
@@ -125,8 +131,8 @@ def enlarged(template: Path, size: tuple[int, int], to: Path, fps: int = 25) -> 
         (to / "parsing").mkdir()
 
     def resized() -> Iterator[Tensor]:
-        for start in range(0, len(person), MIRRORED):
-            frames, keep = person.frames(range(start, min(start + MIRRORED, len(person))))
+        for start in range(0, len(person), AT_ONCE):
+            frames, keep = person.frames(range(start, min(start + AT_ONCE, len(person))))
             if keep is not None:
                 masks = F.interpolate(keep[:, None].float(), (height, width))[:, 0] > 0.5
                 for i, mask in enumerate(masks.numpy()):

@@ -64,10 +64,11 @@ def path_taken(made: Record, size: str) -> str:
     if result is None:
         return ""
     p = result["parameters"]
-    return (
-        f"{p['frames']} frames, {p['engine']} {p['precision']} on {p['device']}, {p['batch']} at a time, decoder "
-        f"{p['decoder']}, encoder {p['encoder']}"
-    )
+    stage = find(made, STAGES[0], size)
+    of_template = f" from a template of {stage['parameters']['template_frames']}" if stage else ""
+    frames = f"{p['frames']} frames{of_template}, {p['batch']} at a time"
+    used = f"{p['engine']} {p['precision']} on {p['device']}, decoder {p['decoder']}, encoder {p['encoder']}"
+    return f"{frames}, {used}"
 
 
 def stage_line(made: Record, stage: str, size: str, result: dict) -> str:
@@ -109,12 +110,12 @@ def comparison_lines(pairs: list[Comparison], old: Record, new: Record) -> Itera
     for key in ("processor", "cores", "gpu"):
         if old["machine"][key] != new["machine"][key]:
             yield from wrapped(f"ANOTHER MACHINE then: {key} {old['machine'][key]}, now {new['machine'][key]}")
-    yield f"{'':<34}{'then':>10}{'now':>10}{'now/then':>9}  verdict"
+    yield f"{'':<32}{'then':>12}{'now':>12}{'ratio':>8}  verdict"
     for size in dict.fromkeys(pair.size for pair in pairs):
         yield size or "machine"
         for pair in (pair for pair in pairs if pair.size == size and (": " not in pair.name or "busy" in pair.name)):
             then, now = written(pair.old, pair.unit), written(pair.new, pair.unit)
-            yield f"  {shortened(pair.name, 31):<31}{then:>11}{now:>11}{pair.ratio:>9.2f}  {pair.verdict}"
+            yield f"  {shortened(pair.name, 30):<30}{then:>12}{now:>12}{pair.ratio:>8.2f}  {pair.verdict}"
     missing = len(new["results"]) - len(pairs)
     if missing:
         yield f"{missing} of {len(new['results'])} figures are not in the old record"
@@ -145,6 +146,7 @@ SHORT = {
     "FLOP a frame": "FLOP",
     "frames a second": "/s",
     "ms a frame": "ms",
+    "times as fast": "×",
 }
 
 

@@ -65,11 +65,11 @@ def product_rate(device: torch.device, precision: str, repeats: int) -> list[flo
 
 
 def clocked(work: Callable[[], Tensor], device: torch.device, repeats: int) -> list[float]:
-    """Seconds of the quickest of three calls, several times: a limit is what can be reached."""
+    """Seconds of the quickest of five calls, several times: a limit is what can be reached."""
     best = []
     for _ in range(repeats):
         seconds = []
-        for _ in range(4):
+        for _ in range(6):
             began = time.perf_counter()
             work()
             if device.type == "cuda":

@@ -130,14 +130,15 @@ def read_record(file: str | Path) -> Record:
             or not isinstance(result.get("parameters"), dict)
             or not all(isinstance(result.get(key), str) for key in ("name", "unit"))
             or not all(isinstance(result.get(key), int | float) for key in numbers)
+            or not isinstance(result.get("runs"), list)
         ):
-            raise InputError(f"{file} is damaged: one of its results lacks its name, parameters, unit or numbers.")
+            raise InputError(f"{file} is damaged: a result lacks its name, parameters, unit, numbers or runs.")
     return made
 
 
 # --- one record against another --------------------------------------------------------------------------------------
 
-Verdict = Literal["better", "worse", "within noise"]
+Verdict = Literal["better", "worse", "within noise", "one run"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Comparison:
     old: float
     new: float
     verdict: Verdict
-    """`within noise` where the two ranges, smallest to largest run, overlap"""
+    """`within noise` where the two ranges, smallest to largest run, overlap; `one run` where there is no range"""
 
     @property
     def ratio(self) -> float:
@@ -163,20 +164,19 @@ def compared(old: Record, new: Record) -> list[Comparison]:
     before = {(result["name"], size_of(result)): result for result in old["results"]}
     pairs = [(before.get((result["name"], size_of(result))), result) for result in new["results"]]
     return [
-        Comparison(
-            b["name"], size_of(b), b["unit"], a["median"], b["median"], verdict((a["min"], a["max"]), b, b["unit"])
-        )
-        for a, b in pairs
-        if a is not None and a["unit"] == b["unit"]
+        Comparison(now["name"], size_of(now), now["unit"], then["median"], now["median"], verdict(then, now))
+        for then, now in pairs
+        if then is not None and then["unit"] == now["unit"]
     ]
 
 
-def verdict(old: tuple[float, float], new: dict[str, Any], unit: str) -> Verdict:
-    smallest, largest = old
-    if new["min"] <= largest and smallest <= new["max"]:
+def verdict(then: dict[str, Any], now: dict[str, Any]) -> Verdict:
+    if min(len(then["runs"]), len(now["runs"])) < 2:
+        return "one run"
+    if now["min"] <= then["max"] and then["min"] <= now["max"]:
         return "within noise"
-    more = new["min"] > largest
-    return "better" if more == (unit in HIGHER_IS_BETTER) else "worse"
+    more = now["min"] > then["max"]
+    return "better" if more == (now["unit"] in HIGHER_IS_BETTER) else "worse"
 
 
 def size_of(result: dict[str, Any]) -> str:
