@@ -27,10 +27,11 @@ from .limits import counts, least_ms, measured_limits
 from .measured import Measured, Record, record
 from .render import render
 from .template import open_template
-from .watch import Watched, watch_make
+from .watch import OtherWork, Watched, watch_make
 
 LARGER = (1920, 1080)
-SHORTEST_SECONDS = 0.5
+QUIET_PERCENT = 5.0
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 3600.0
 CACHES = ("GPURENDER_CACHE", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR")
 
 Step = tuple[str, Callable[[], Iterable[Measured]]]
@@ -70,14 +71,15 @@ def bench(
     Raises:
         InputError, DeviceError: as `make`, with what to do about it.
     """
-    if seconds < SHORTEST_SECONDS:
-        raise InputError(f"{seconds:g} s is too short to be measured; give at least {SHORTEST_SECONDS:g} s.")
+    if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
+        raise InputError(f"{seconds:g} s of video: give {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} seconds.")
     if repeats < 1:
         raise InputError(f"{repeats} repeats measure nothing; give at least 1.")
     place = resolve_device(device)
     original = find_template(template)
     open_template(original)  # what is wrong with it should show before the wait
     results: list[Measured] = []
+    others = OtherWork()
     with tempfile.TemporaryDirectory(prefix="gpurender-bench-") as name, own_caches(Path(name) / "cache"):
         folder = Path(name)
         sound = sound_of(find_sound(audio), seconds, folder / "speech.wav")
@@ -93,6 +95,12 @@ def bench(
             notify(f"[{number}/{len(steps)}] {what}")
             results += measure()
         notes = [*loaded[0].engine.notes, *loaded[0].template.notes]
+    if (share := others.percent()) is not None:
+        results.append(Measured("other programs' share of the processors", {}, "%", [share]))
+        if share > QUIET_PERCENT:
+            notes.append(
+                f"other programs took {share:.0f} % of the processors meanwhile: measure again when it is quiet"
+            )
     return record("bench", results, command=command, device=str(place), notes=notes)
 
 
@@ -194,11 +202,11 @@ def stages(loaded: Loaded, alone: Alone) -> list[Step]:
 
 
 def short_video(loaded: Loaded) -> int:
-    """Render and write a moment; how many frames."""
+    """Render and write a moment, nothing decoded before; how many frames."""
 
     def frames() -> Iterator[torch.Tensor]:
         count = 0
-        for batch in render(loaded.template, loaded.features, loaded.engine, batch=loaded.batch):
+        for batch in render(loaded.open(), loaded.features, loaded.engine, batch=loaded.batch):
             yield batch
             count += len(batch)
             if count >= ENCODED:

@@ -178,7 +178,13 @@ def seeded_checkpoint(network: nn.Module, to: Path) -> Path:
 
 def chosen_networks(template: Path, model: Path | None, folder: Path) -> tuple[Path, Path]:
     """The U-Net and the audio encoder: what is given, else the full-width network of seeded weights; the audio encoder
-    beside the template, else again one of seeded weights."""
+    beside the template, else again one of seeded weights.
+
+    Raises:
+        InputError: there is no file `model`.
+    """
+    if model is not None and not model.is_file():
+        raise InputError(f"{model}: there is no such network file.")
     try:
         listener = find_audio_encoder(template)
     except InputError:

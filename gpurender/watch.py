@@ -20,6 +20,35 @@ from .errors import InputError
 EVERY_SECONDS = 0.02
 
 
+class OtherWork:
+    """How much of the processors is taken by other programs than this one and those that it ran, from now on.
+
+    A busy machine makes programs whose threads wait for each other by spinning many times slower, others a little:
+    figures from it cannot be compared.
+    """
+
+    def __init__(self) -> None:
+        self._before = processor_seconds()
+
+    def percent(self) -> float | None:
+        """Of all processors' time since this was made; None where the system does not say."""
+        if self._before is None or (now := processor_seconds()) is None:
+            return None
+        all_, busy, ours = (b - a for a, b in zip(self._before, now, strict=True))
+        return max(0.0, 100 * (busy - ours) / all_) if all_ else 0.0
+
+
+def processor_seconds() -> tuple[float, float, float] | None:
+    """Of all processors together since the start: all, those that somebody used, those that we did."""
+    file = Path("/proc/stat")
+    if not file.is_file():
+        return None
+    ticks = [int(number) for number in file.read_text().split("\n", 1)[0].split()[1:9]]  # user … steal
+    idle = ticks[3] + ticks[4]
+    second = os.sysconf("SC_CLK_TCK")
+    return sum(ticks) / second, (sum(ticks) - idle) / second, sum(os.times()[:4])
+
+
 @dataclass
 class Watched:
     """What a program cost.

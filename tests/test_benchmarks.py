@@ -1,0 +1,204 @@
+"""What is in `benchmarks/`: the restated loop against the reference's own frames, records, tables, whole small runs."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import baseline
+import cv2
+import memory
+import numpy as np
+import pytest
+import reference_loop
+import scaling
+import table
+import torch
+from conftest import MakeTemplate
+from records import machine_name, place, save, saved
+from schema import SCHEMA, follows
+
+from gpurender import InputError, load_audio_encoder, load_unet
+from gpurender.measured import Measured, Record, record
+from gpurender.template import frame_order
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the loop needs the ffmpeg program")
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "parsing"])
+def test_the_loops_frames_are_the_references(shared: Path, seeded_unet: Path, kind: str) -> None:
+    golden = {f["frame"]: f for f in json.loads((shared / "golden" / "frames.json").read_text())["frames"]}
+    features = np.load(shared / "golden" / "speech.npz")["features"]
+    network = load_unet(seeded_unet)
+    template = shared / "sample" / "template"
+    checked = 0
+    for number, frame in enumerate(
+        reference_loop.frames(template, features, network, "cpu", parsing=kind == "parsing")
+    ):
+        if number in golden:
+            x0, y0, x1, y1 = golden[number]["rect_xyxy"]
+            face = cv2.imread(str(shared / "golden" / "frames" / f"{kind}_{number:03d}.png"))
+            assert face is not None
+            assert baseline.psnr_db(frame[y0:y1, x0:x1], face) >= 60
+            checked += 1
+        if number == 8:
+            break
+    assert checked >= 2
+
+
+def test_the_loop_hears_what_the_reference_heard(shared: Path, seeded_encoder: Path) -> None:
+    golden = np.load(shared / "golden" / "speech.npz")
+    features = reference_loop.hear(shared / "sample" / "speech.wav", load_audio_encoder(seeded_encoder), "cpu")
+    np.testing.assert_allclose(features, golden["features"], atol=2e-3)
+    windows = np.stack([reference_loop.window(features, i) for i in range(len(features))])
+    kept = golden["windows"]
+    if kept.shape == windows.shape:
+        np.testing.assert_allclose(windows, kept, atol=2e-3)
+
+
+def test_the_loops_network_is_the_network(tiny_unet: Path) -> None:
+    network = load_unet(tiny_unet)
+    face, audio = torch.rand(1, 6, 320, 320), torch.rand(1, 32, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(reference_loop.forward(network, face, audio), network(face, audio))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_loops_order_is_the_bounce(make_template: MakeTemplate, tiny_unet: Path, count: int) -> None:
+    template = make_template(frames=count)
+    originals = [cv2.imread(str(template / "full_body_img" / f"{i}.jpg")) for i in range(count)]
+    features = np.zeros((2 * count + 1, 512), np.float32)
+    frames = reference_loop.frames(template, features, load_unet(tiny_unet), "cpu")
+    order = [next(k for k, o in enumerate(originals) if (o[:, :60] == f[:, :60]).all()) for f in frames]  # pyright: ignore
+    assert order == frame_order(count, range(2 * count + 1))
+
+
+# --- whole runs, small -----------------------------------------------------------------------------------------------
+
+
+@needs_ffmpeg
+def test_the_baseline_in_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(baseline, "TEMPLATE_FRAMES", 3)
+    made = baseline.measure("avatar", ["fp32"], seconds=0.6, pairs=2, checked=3, device="cpu")
+    follows(made, SCHEMA)
+    by_name = {(result["name"], result["unit"]): result for result in made["results"]}
+    ratio = by_name["gpurender against the loop", "times as fast"]
+    seconds = [by_name[name, "s"]["runs"] for name in ("reference loop", "gpurender")]
+    assert ratio["runs"] == pytest.approx([loop / ours for loop, ours in zip(*seconds, strict=True)])
+    assert len(ratio["runs"]) == 2
+    assert by_name["faces before encoding, against the loop's", "dB"]["min"] >= 60
+    assert by_name["decoded files, against the loop's", "dB"]["min"] >= baseline.LEAST_FILES_DB
+    assert save(made, tmp_path).parent == tmp_path / made["gpurender"]["version"]
+
+
+@needs_ffmpeg
+def test_videos_that_are_not_alike_are_refused(tmp_path: Path) -> None:
+    words = ["ffmpeg", "-loglevel", "error", "-f", "lavfi", "-i"]
+    sound = ["-f", "lavfi", "-i", "sine=d=0.8", "-c:v", "libx264", "-c:a", "aac"]
+    for name, source in (("a", "testsrc=d=0.8:s=64x64"), ("b", "color=red:d=0.8:s=64x64")):
+        subprocess.run([*words, source, *sound, str(tmp_path / f"{name}.mp4")], check=True)
+    assert baseline.files_alike(tmp_path / "a.mp4", tmp_path / "a.mp4", 20) == 100
+    with pytest.raises(InputError, match="not alike"):
+        baseline.files_alike(tmp_path / "a.mp4", tmp_path / "b.mp4", 20)
+    with pytest.raises(InputError, match="not of 40 frames"):
+        baseline.files_alike(tmp_path / "a.mp4", tmp_path / "a.mp4", 40)
+
+
+def test_memory_by_minute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Run:
+        report = {  # noqa: RUF012
+            **dict.fromkeys(("device", "engine", "precision", "decoder", "encoder"), "x"),
+            **dict.fromkeys(("width", "height", "frames"), 2),
+        }
+        rendering_seconds = (2.0, 12.0)
+        resident = [(t / 4, 1000 + 10 * t) for t in range(60)]  # noqa: RUF012
+
+    monkeypatch.setattr(memory, "watch_make", lambda *words, **options: Run())
+    monkeypatch.setattr(memory, "avatar_pictures", lambda to, frames: to)
+    by_minute, growth = memory.flatness(tmp_path, 2, "cpu")
+    assert by_minute.runs == [1000 + 10 * 28, 1000 + 10 * 48]  # after 7 and 12 seconds
+    assert growth.runs == [200]
+
+
+def test_the_line_through_lengths() -> None:
+    slope, start, residuals = scaling.fitted({100: [3.0, 3.0], 1000: [21.0], 10_000: [201.0]})
+    assert (slope, start) == pytest.approx((0.02, 1.0))
+    assert max(residuals) < 1e-9
+    assert max(scaling.fitted({100: [3.0], 1000: [21.0], 10_000: [250.0]})[2]) > 1
+
+
+def test_the_programs_explain_themselves() -> None:
+    names = ("baseline", "memory", "scaling", "table")
+    running = [
+        subprocess.Popen([sys.executable, BENCHMARKS / f"{name}.py", "--help"], stdout=subprocess.PIPE, text=True)
+        for name in names
+    ]
+    for name, process in zip(names, running, strict=True):
+        shown, _ = process.communicate()
+        assert process.returncode == 0
+        assert f"python benchmarks/{name}.py" in shown
+
+
+# --- records and tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", sorted((BENCHMARKS / "results").rglob("*.json")), ids=lambda file: file.name)
+def test_committed_results_follow_the_schema(file: Path) -> None:
+    made = json.loads(file.read_text())
+    follows(made, SCHEMA)
+    assert file == place(made)
+    for result in made["results"]:
+        assert result["median"] == pytest.approx(float(np.median(result["runs"])))
+        assert (result["min"], result["max"]) == (min(result["runs"]), max(result["runs"]))
+
+
+def test_the_readmes_tables_are_those_of_the_committed_results() -> None:
+    readme = table.README.read_text(encoding="utf-8")
+    assert table.with_tables(readme, table.tables(saved())) == readme, "run python benchmarks/table.py --write"
+
+
+def by_hand(suite: str = "memory", version: str = "1.2") -> Record:
+    results = [
+        Measured("peak", {"width": 4, "precision": "fp32"}, "bytes", [2e9, 1e9, 3e9]),
+        Measured("peak", {"width": 4, "precision": "bf16"}, "bytes", [1e9]),
+    ]
+    made = record(suite, results, command=["by hand"])
+    made["gpurender"] = {"version": version, "commit": None}
+    made["machine"] |= {"processor": "Intel(R) Xeon(R) Processor @ 2.60GHz", "cores": 2, "gpu": None}
+    return made
+
+
+def test_a_tables_columns_are_what_differs() -> None:
+    shown = table.block(by_hand())
+    assert "**Memory** (Intel(R) Xeon(R) Processor @ 2.60GHz, 2 cores" in shown
+    assert "width 4" in shown.splitlines()[0]
+    assert shown.splitlines()[2:] == [
+        "|  | precision | median | smallest to largest | runs |",
+        "| --- | --- | --- | --- | --- |",
+        "| peak | fp32 | 2.00 GB | 1.00 GB – 3.00 GB | 3 |",
+        "| peak | bf16 | 1.00 GB |  | 1 |",
+    ]
+
+
+def test_tables_go_between_the_markers() -> None:
+    readme = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    assert table.with_tables(readme, "new") == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
+    with pytest.raises(ValueError, match="has no <!-- benchmarks: begin -->"):
+        table.with_tables("nothing", "new")
+
+
+def test_records_have_their_places(tmp_path: Path) -> None:
+    made = by_hand()
+    assert machine_name(made) == "intel-xeon-2.60ghz-2-cores"
+    assert save(made, tmp_path) == tmp_path / "1.2" / "memory--intel-xeon-2.60ghz-2-cores.json"
+    save(by_hand(version="1.10"), tmp_path)
+    assert [kept["gpurender"]["version"] for kept in saved(tmp_path)] == ["1.10"]
+    made["machine"]["gpu"] = "NVIDIA H100 80GB HBM3"
+    assert machine_name(made) == "nvidia-h100-80gb-hbm3"
+    assert re.fullmatch(r"[a-z0-9.-]+", machine_name(made))
