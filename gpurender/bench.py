@@ -171,14 +171,16 @@ def program_parameters(runs: list[Watched]) -> dict[str, object]:
 def program_figures(runs: list[Watched]) -> list[Measured]:
     parameters = program_parameters(runs)
     frames = runs[0].report["frames"]
-    on_gpu = parameters["device"] != "cpu"
     figures = [
         ("whole program", "frames a second", [frames / run.seconds for run in runs]),
         ("rendering", "frames a second", [frames / run.report["render_seconds"] for run in runs]),
         ("first frame, warm start", "s", [run.first_frame_seconds for run in runs]),
-        ("peak resident memory", "bytes", [float(run.peak_resident_bytes) for run in runs]),
-        *([("peak device memory", "bytes", [float(run.peak_device_bytes) for run in runs])] if on_gpu else []),
     ]
+    peaks = {
+        "peak resident memory": [float(run.peak_resident_bytes) for run in runs],
+        "peak device memory": [float(run.peak_device_bytes) for run in runs],
+    }
+    figures += [(name, "bytes", peak) for name, peak in peaks.items() if min(peak) > 0]  # 0: the system does not say
     for kind, where in (("stage_seconds", "host"), ("stage_device_seconds", "device")):
         for stage in runs[0].report[kind]:
             busy = [1000 * run.report[kind][stage] / frames for run in runs]

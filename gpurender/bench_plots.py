@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 from .bench_table import number, written
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
 WIDTH = 860
+LETTER = 7.2  # of a label: how wide, about
 ROW = 28
 
 
@@ -98,6 +102,7 @@ def roofline(points: Sequence[Point], bandwidth: float, rates: dict[str, float])
                 "soft",
             )
         )
+    taken: list[Box] = []
     for kind, rate in rates.items():
         start = max(10**x_low, 10**y_low / bandwidth)
         corners = ((start, bandwidth * start), (rate / bandwidth, rate), (10**x_high, rate))
@@ -105,32 +110,42 @@ def roofline(points: Sequence[Point], bandwidth: float, rates: dict[str, float])
         parts.append(f'<polyline class="roof" points="{path}"/>')
         words = f"matrix product, {kind}: {written(rate, 'FLOP a second')}"
         parts.append(label(WIDTH - right - 4, y(rate) - 7, words, "end"))
+        taken.append((WIDTH - right - LETTER * len(words), y(rate) - 20, WIDTH, y(rate) + 2))
+        taken.append((x(rate / bandwidth), y(rate) - 2, WIDTH, y(rate) + 2))
     slope = math.sqrt(10**x_low * bends[0])
     if bandwidth * slope > 10**y_low:
         words = f"copy: {written(bandwidth, 'bytes a second')}"
         parts.append(label(x(slope) - 10, y(bandwidth * slope) - 10, words, "end"))
-    parts += named_points(points, x, y, lambda p: min(bandwidth * p.intensity, rates[p.precision]))
+    parts += named_points(points, x, y, lambda p: min(bandwidth * p.intensity, rates[p.precision]), taken)
     parts.append(label((left + WIDTH - right) / 2, height - 6, "arithmetic a byte (FLOP)", "middle", "soft"))
     return svg(height, parts, "roofline")
 
 
 def named_points(
-    points: Sequence[Point], x: Callable[[float], float], y: Callable[[float], float], roof: Callable[[Point], float]
+    points: Sequence[Point],
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    roof: Callable[[Point], float],
+    taken: list[Box],
 ) -> Iterator[str]:
-    """Dots with their names, each name where it lies on no dot and on no other name."""
-    taken = [(x(point.intensity) - 6, x(point.intensity) + 6, y(point.rate) + 4) for point in points]
+    """Dots with their names, each beside, above or below its dot, where nothing else is written."""
+    taken = [*taken, *((x(p.intensity) - 7, y(p.rate) - 7, x(p.intensity) + 7, y(p.rate) + 7) for p in points)]
     for point in sorted(points, key=lambda point: -point.rate):
         px, py = x(point.intensity), y(point.rate)
         yield line(px, py, px, y(roof(point)), "drop")
         yield f'<circle class="main" cx="{px:.1f}" cy="{py:.1f}" r="5"/>'
-        wide = 7 * len(point.stage)
-        to_left = px + wide + 12 > WIDTH - 20
-        start = px - 10 - wide if to_left else px + 10
-        at = py + 4
-        while any(abs(at - other) < 14 and start < end and begin < start + wide for begin, end, other in taken):
-            at += 14
-        taken.append((start, start + wide, at))
-        yield label(px - 10 if to_left else px + 10, at, point.stage, "end" if to_left else "start")
+        wide = LETTER * len(point.stage)
+        lefts = [(px + 11, py + 5), (px - 11 - wide, py + 5)]
+        lefts += [(px - wide / 2, py + shift) for shift in (-11, 21, -26, 36, -41, 51)]
+        boxes = [(left, base - 12, left + wide, base + 3) for left, base in lefts]
+        free = [box for box in boxes if box[0] > 0 and box[2] < WIDTH and not any(overlap(box, b) for b in taken)]
+        box = (free or boxes)[0]
+        taken.append(box)
+        yield label(box[0], box[3] - 3, point.stage)
+
+
+def overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def decades(values: Sequence[float], margin: float) -> tuple[float, float]:

@@ -349,8 +349,6 @@ def test_a_watched_program(anna: Path, tiny_onnx: Path, tmp_path: Path) -> None:
     assert watched.peak_device_bytes == 0
     largest = max(resident for _, resident in watched.resident)
     assert 5e7 < largest <= watched.peak_resident_bytes
-    with pytest.raises(gpurender.InputError, match="render that is to be measured fails: start frame 9 is not within"):
-        watch_make([*words, "--start-frame", 9])
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -393,6 +391,7 @@ def test_an_engine_that_does_not_go_with_the_device(anna: Path, tiny_onnx: Path)
     words = ["bench", "--template", anna, "--model", tiny_onnx, "--device", "cpu", "--engine", "torch"]
     result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 2
+    assert "the render that is to be measured fails: " in result.stderr
     assert "the torch engine runs .pth checkpoints, not ONNX" in result.stderr
 
 
