@@ -39,6 +39,7 @@ from gpurender.bench_subject import sound_of
 from gpurender.engine import Precision, resolve_device
 from gpurender.errors import DeviceError, InputError, OutputError
 from gpurender.measured import Measured, Record, record
+from gpurender.openvino_engine import fast_cpu_types
 from gpurender.render import probe_inputs
 from gpurender.watch import OtherWork
 
@@ -222,11 +223,21 @@ def tell(words: str) -> None:
     print(f"{words} …", file=sys.stderr, flush=True)
 
 
+def default_precisions(device: str) -> list[Precision]:
+    """`auto`, and the device's faster type whatever `auto` makes of it."""
+    if resolve_device(device).type == "cuda":
+        return ["auto", "fp16"]
+    return ["auto", "bf16"] if fast_cpu_types() else ["auto"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", choices=["seeded", "avatar"], default="seeded", help="full width, or narrow")
     parser.add_argument(
-        "--precision", action="append", choices=["auto", "fp32", "fp16", "bf16"], help="may be repeated [auto, bf16]"
+        "--precision",
+        action="append",
+        choices=["auto", "fp32", "fp16", "bf16"],
+        help="may be repeated [auto, and the faster type]",
     )
     parser.add_argument("--seconds", type=float, default=10.2, help="of sound [10.2, which is 254 frames]")
     parser.add_argument("--pairs", type=int, default=3, help="how often each renders [3]")
@@ -237,7 +248,7 @@ def main() -> None:
     try:
         made = measure(
             given.networks,
-            given.precision or ["auto", "bf16"],
+            given.precision or default_precisions(given.device),
             given.seconds,
             given.pairs,
             given.checked,
