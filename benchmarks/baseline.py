@@ -233,12 +233,8 @@ def default_precisions(device: str) -> list[Precision]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", choices=["seeded", "avatar"], default="seeded", help="full width, or narrow")
-    parser.add_argument(
-        "--precision",
-        action="append",
-        choices=["auto", "fp32", "fp16", "bf16"],
-        help="may be repeated [auto, and the faster type]",
-    )
+    types = ["auto", "fp32", "fp16", "bf16"]
+    parser.add_argument("--precision", action="append", choices=types, help="repeatable [auto, and the faster type]")
     parser.add_argument("--seconds", type=float, default=10.2, help="of sound [10.2, which is 254 frames]")
     parser.add_argument("--pairs", type=int, default=3, help="how often each renders [3]")
     parser.add_argument("--checked", type=int, default=16, help="frames that are compared first [16]")
