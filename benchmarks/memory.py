@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from materials import avatar_pictures, seeded_networks, small_networks
-from records import RESULTS, print_results, save
+from records import OTHERS, RESULTS, print_results, save
 
 from gpurender import find_sound
 from gpurender.bench import own_caches
@@ -21,7 +21,7 @@ from gpurender.bench_subject import sound_of
 from gpurender.engine import resolve_device
 from gpurender.errors import DeviceError, InputError, OutputError
 from gpurender.measured import Measured, record
-from gpurender.watch import Watched, watch_make
+from gpurender.watch import OtherWork, Watched, watch_make
 
 TEMPLATE_FRAMES = 520
 
@@ -83,12 +83,14 @@ def main() -> None:
     given = parser.parse_args()
     try:
         device = str(resolve_device(given.device))
+        others = OtherWork()
         with tempfile.TemporaryDirectory(prefix="gpurender-memory-") as name, own_caches(Path(name) / "cache"):
             folder = Path(name)
             results = peak(folder, given.template_frames, given.repeats, device)
             results += flatness(folder, given.minutes, device)
     except (InputError, DeviceError, OutputError) as error:
         sys.exit(f"Error: {error}")
+    results.append(Measured(OTHERS, {}, "%", [others.percent() or 0.0]))
     made = record("memory", results, command=["python", *sys.argv], device=device)
     print_results(made)
     print(f"wrote {save(made, given.results)}")

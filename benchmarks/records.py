@@ -7,6 +7,7 @@ from pathlib import Path
 from gpurender.bench_table import spread, written
 from gpurender.measured import Record, as_json, read_record
 
+OTHERS = "meanwhile, other programs' share of the processors"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from materials import avatar_pictures, small_networks
-from records import RESULTS, print_results, save
+from records import OTHERS, RESULTS, print_results, save
 
 from gpurender import find_sound
 from gpurender.bench import own_caches
@@ -22,7 +22,7 @@ from gpurender.bench_subject import sound_of
 from gpurender.engine import resolve_device
 from gpurender.errors import DeviceError, InputError, OutputError
 from gpurender.measured import Measured, record
-from gpurender.watch import watch_make
+from gpurender.watch import OtherWork, watch_make
 
 FRAMES = (100, 1_000, 10_000)
 
@@ -71,10 +71,12 @@ def main() -> None:
     given = parser.parse_args()
     try:
         device = str(resolve_device(given.device))
+        others = OtherWork()
         with tempfile.TemporaryDirectory(prefix="gpurender-scaling-") as name, own_caches(Path(name) / "cache"):
             results = measure(Path(name), list(given.frames), given.repeats, device)
     except (InputError, DeviceError, OutputError) as error:
         sys.exit(f"Error: {error}")
+    results.append(Measured(OTHERS, {}, "%", [others.percent() or 0.0]))
     made = record("scaling", results, command=["python", *sys.argv], device=device)
     print_results(made)
     print(f"wrote {save(made, given.results)}")

@@ -57,7 +57,8 @@ def block(made: Record) -> str:
     ]
     lines = [f"**{TITLES.get(made['suite'], made['suite'])}** ({place}; {described(common)}):", "", row(head)]
     lines += [row(["---"] * len(head)), *map(row, rows)]
-    return "\n".join(lines)
+    notes = [f"\nNote: {note}" for note in made["notes"]]
+    return "\n".join(lines + notes)
 
 
 def of_interest(name: str) -> bool:

@@ -170,6 +170,7 @@ def by_hand(suite: str = "memory", version: str = "1.2") -> Record:
     ]
     made = record(suite, results, command=["by hand"])
     made["gpurender"] = {"version": version, "commit": None}
+    made["notes"] = ["as it was"]
     made["machine"] |= {"processor": "Intel(R) Xeon(R) Processor @ 2.60GHz", "cores": 2, "gpu": None}
     return made
 
@@ -183,6 +184,8 @@ def test_a_tables_columns_are_what_differs() -> None:
         "| --- | --- | --- | --- | --- |",
         "| peak | fp32 | 2.00 GB | 1.00 GB – 3.00 GB | 3 |",
         "| peak | bf16 | 1.00 GB |  | 1 |",
+        "",
+        "Note: as it was",
     ]
 
 
