@@ -34,14 +34,14 @@ from gpurender import (
     open_template,
     render,
 )
-from gpurender.bench import QUIET_PERCENT, own_caches
-from gpurender.bench_subject import sound_of
+from gpurender.bench.measured import Measured, Record, record
+from gpurender.bench.run import QUIET_PERCENT, own_caches
+from gpurender.bench.subject import sound_of
+from gpurender.bench.watch import OtherWork
 from gpurender.engine import Precision, resolve_device
 from gpurender.errors import DeviceError, InputError, OutputError
-from gpurender.measured import Measured, Record, record
 from gpurender.openvino_engine import fast_cpu_types
 from gpurender.render import probe_inputs
-from gpurender.watch import OtherWork
 
 TEMPLATE_FRAMES = 160
 LEAST_ALIKE_DB = 40.0  # what `auto` promises of the face

@@ -16,12 +16,12 @@ from materials import avatar_pictures, seeded_networks, small_networks
 from records import OTHERS, RESULTS, print_results, save
 
 from gpurender import find_sound
-from gpurender.bench import own_caches
-from gpurender.bench_subject import sound_of
+from gpurender.bench.measured import Measured, record
+from gpurender.bench.run import own_caches
+from gpurender.bench.subject import sound_of
+from gpurender.bench.watch import OtherWork, Watched, watch_make
 from gpurender.engine import resolve_device
 from gpurender.errors import DeviceError, InputError, OutputError
-from gpurender.measured import Measured, record
-from gpurender.watch import OtherWork, Watched, watch_make
 
 TEMPLATE_FRAMES = 520
 

@@ -12,15 +12,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
-from gpurender.limits import COPIED_BYTES, copy_bandwidth
-from gpurender.measured import Measured, record
-from records import print_results, save
+from records import OTHERS, print_results, save
 from torch import Tensor
 
 import gpurender as gr
+from gpurender.bench.limits import COPIED_BYTES, copy_bandwidth
+from gpurender.bench.measured import Measured, record
+from gpurender.bench.watch import OtherWork
 from gpurender.engine import resolve_device
 from gpurender.errors import DeviceError
 from gpurender.ops import Impl
@@ -72,7 +73,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         from triton.testing import do_bench
 
-        return do_bench(work, warmup=50, rep=200, return_mode="median") / 1000
+        return cast(float, do_bench(work, warmup=50, rep=200, return_mode="median")) / 1000
     work()
     taken = []
     until = time.perf_counter() + 0.5
@@ -111,9 +112,12 @@ def main() -> None:
         device = resolve_device(asked.device)
     except DeviceError as error:
         parser.error(str(error))
-    made = record("ops", measure(device, asked.batch, asked.repeats), command=sys.argv, device=str(device))
+    others = OtherWork()
+    results = list(measure(device, asked.batch, asked.repeats))
+    results.append(Measured(OTHERS, {}, "%", [others.percent() or 0.0]))
+    made = record("ops", results, command=["python", *sys.argv], device=str(device))
     print_results(made)
-    print(f"in {save(made)}")
+    print(f"wrote {save(made)}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpurender.bench_table import spread, written
-from gpurender.measured import Record, as_json, read_record
+from gpurender.bench.measured import Record, as_json, read_record
+from gpurender.bench.table import spread, written
 
 OTHERS = "meanwhile, other programs' share of the processors"
 RESULTS = Path(__file__).resolve().parent / "results"

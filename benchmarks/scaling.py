@@ -17,12 +17,12 @@ from materials import avatar_pictures, small_networks
 from records import OTHERS, RESULTS, print_results, save
 
 from gpurender import find_sound
-from gpurender.bench import own_caches
-from gpurender.bench_subject import sound_of
+from gpurender.bench.measured import Measured, record
+from gpurender.bench.run import own_caches
+from gpurender.bench.subject import sound_of
+from gpurender.bench.watch import OtherWork, watch_make
 from gpurender.engine import resolve_device
 from gpurender.errors import DeviceError, InputError, OutputError
-from gpurender.measured import Measured, record
-from gpurender.watch import OtherWork, watch_make
 
 FRAMES = (100, 1_000, 10_000)
 

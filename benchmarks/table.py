@@ -11,8 +11,8 @@ from typing import Any
 
 from records import saved
 
-from gpurender.bench_table import spread, written
-from gpurender.measured import Record
+from gpurender.bench.measured import Record
+from gpurender.bench.table import spread, written
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"

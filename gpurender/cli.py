@@ -327,10 +327,10 @@ def bench(
     --compare calls a figure better or worse only where all runs now are on one side of all runs then; else the
     difference is within noise. Exit codes: 0 done, 2 something given cannot be used, 130 interrupted.
     """
-    from .bench import bench as measure
-    from .bench_page import page
-    from .bench_table import comparison_table, table
-    from .measured import as_json, compared, read_record
+    from .bench.measured import as_json, compared, read_record
+    from .bench.page import page
+    from .bench.run import bench as measure
+    from .bench.table import comparison_table, table
     from .output import check_output, write_text
     from .progress import TerminalProgress
 

@@ -25,16 +25,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gpurender
 from gpurender.audio import decode_sound
-from gpurender.bench_page import page
-from gpurender.bench_plots import round_ticks
-from gpurender.bench_stages import STAGES, copied_bytes
-from gpurender.bench_subject import enlarged, sound_of
-from gpurender.bench_table import comparison_table, number, table, written
+from gpurender.bench.limits import Count, least_ms, onnx_work, unet_work
+from gpurender.bench.measured import Measured, Record, as_json, compared, find, read_record, record
+from gpurender.bench.page import page
+from gpurender.bench.plots import round_ticks
+from gpurender.bench.stages import STAGES, copied_bytes
+from gpurender.bench.subject import enlarged, sound_of
+from gpurender.bench.table import comparison_table, number, table, written
+from gpurender.bench.watch import OtherWork, watch_make
 from gpurender.cli import main
-from gpurender.limits import Count, least_ms, onnx_work, unet_work
-from gpurender.measured import Measured, Record, as_json, compared, find, read_record, record
 from gpurender.network import load_unet
-from gpurender.watch import OtherWork, watch_make
 
 # --- one real run ----------------------------------------------------------------------------------------------------
 

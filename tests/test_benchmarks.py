@@ -21,7 +21,7 @@ from records import machine_name, place, save, saved
 from schema import SCHEMA, follows
 
 from gpurender import InputError, load_audio_encoder, load_unet
-from gpurender.measured import Measured, Record, record
+from gpurender.bench.measured import Measured, Record, record
 from gpurender.template import frame_order
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .audio import FEATURE_FILES, SAMPLE_RATE, AudioEncoderLike, Features, decode_sound, load_features
-from .encode import EncoderName, write_frames
-from .engine import Engine, EngineName, Precision, load_audio_engine, load_engine
-from .errors import InputError
-from .find import find_audio_encoder
-from .network import AudioEncoder, UNet
-from .render import probe_inputs
-from .seeds import seeded_weights
-from .template import Template, open_template
+from ..audio import FEATURE_FILES, SAMPLE_RATE, AudioEncoderLike, Features, decode_sound, load_features
+from ..encode import EncoderName, write_frames
+from ..engine import Engine, EngineName, Precision, load_audio_engine, load_engine
+from ..errors import InputError
+from ..find import find_audio_encoder
+from ..network import AudioEncoder, UNet
+from ..render import probe_inputs
+from ..seeds import seeded_weights
+from ..template import Template, open_template
 
 AT_ONCE = 8  # frames at a time while a template is enlarged
 

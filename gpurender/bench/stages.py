@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import load_features, open_sound
-from .bench_subject import Loaded
-from .crop import crop_faces, face_input
-from .encode import open_encoder
+from ..audio import load_features, open_sound
+from ..crop import crop_faces, face_input
+from ..encode import open_encoder
+from ..paste import paste_faces
+from ..prefetch import Timings
+from ..render import render
+from ..sound_track import SoundTrack
+from ..template import frame_order
 from .measured import Measured
-from .paste import paste_faces
-from .prefetch import Timings
-from .render import render
-from .sound_track import SoundTrack
-from .template import frame_order
+from .subject import Loaded
 
 LEAST_SECONDS = 0.25  # that a run of a quick stage is repeated for
 DECODED = 48  # template frames

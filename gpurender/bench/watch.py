@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .errors import InputError
+from ..errors import InputError
 
 EVERY_SECONDS = 0.02
 
@@ -89,7 +89,7 @@ def watch_make(words: Sequence[object], *, device: str = "cpu", environment: dic
         InputError: it ended with an error, which this repeats.
     """
     watched = Watched()
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="gpurender-") as folder:
         report = Path(folder) / "report.json"

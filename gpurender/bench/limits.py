@@ -16,12 +16,12 @@ from onnx import ModelProto
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .bench_subject import Loaded
-from .crop import CROP, INNER
-from .export import cached_onnx
-from .halves import infer_shapes, read_halves
+from ..crop import CROP, INNER
+from ..export import cached_onnx
+from ..halves import infer_shapes, read_halves
+from ..network import FACE_SHAPE, WINDOW_SHAPES, load_audio_encoder, load_unet
 from .measured import Measured
-from .network import FACE_SHAPE, WINDOW_SHAPES, load_audio_encoder, load_unet
+from .subject import Loaded
 
 COPIED_BYTES = 2**28
 SQUARE = {"cpu": 1536, "cuda": 8192}  # rows of the matrices

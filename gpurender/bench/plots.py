@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from .bench_table import number, written
+from .table import number, written
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""

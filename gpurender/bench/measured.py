@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import torch
 
-from .cuda import driver_version
-from .errors import InputError
-from .report import installed, processor
+from ..cuda import driver_version
+from ..errors import InputError
+from ..report import installed, processor
 
 SCHEMA_VERSION = 1
 Record = dict[str, Any]
@@ -90,10 +90,10 @@ def machine(device: str) -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit that the package is from, with a `+` if it was changed since; None where neither Git nor pip knows."""
-    here = Path(__file__).resolve().parent
-    if (here.parent / ".git").exists():
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / ".git").exists():
         try:
-            words = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
+            words = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
             return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None

@@ -3,8 +3,8 @@
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from .bench_stages import ONCE, STAGES, SWEEP
 from .measured import Comparison, Record, find, sizes
+from .stages import ONCE, STAGES, SWEEP
 
 COLUMNS = 80
 WHOLE = (

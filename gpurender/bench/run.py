@@ -1,11 +1,11 @@
 """START HERE for `gpurender bench`: what a render costs on this machine, stage by stage and as a whole.
 
-subject  a template in one or two sizes, sound, networks            bench_subject.py
+subject  a template in one or two sizes, sound, networks            subject.py
 watch    whole programs: wall clock, starts, memory                 watch.py
-stages   each stage alone; batch sizes; bytes to and from a GPU     bench_stages.py
+stages   each stage alone; batch sizes; bytes to and from a GPU     stages.py
 limits   what the machine could do at best                          limits.py
 record   every figure with its birth certificate                    measured.py
-shown    as a table of 80 columns, or as a page with plots          bench_table.py, bench_page.py
+shown    as a table of 80 columns, or as a page with plots          table.py, page.py
 """
 
 import os
@@ -17,16 +17,16 @@ from pathlib import Path
 
 import torch
 
-from .bench_stages import ENCODED, STAGES, SWEEP, Alone, transferred
-from .bench_subject import Loaded, Subject, chosen_networks, enlarged, sound_of
-from .encode import EncoderName, write_frames
-from .engine import EngineName, Precision, resolve_device
-from .errors import InputError
-from .find import AVATAR, find_sound, find_template
+from ..encode import EncoderName, write_frames
+from ..engine import EngineName, Precision, resolve_device
+from ..errors import InputError
+from ..find import AVATAR, find_sound, find_template
+from ..render import render
+from ..template import open_template
 from .limits import counts, least_ms, measured_limits
 from .measured import Measured, Record, record
-from .render import render
-from .template import open_template
+from .stages import ENCODED, STAGES, SWEEP, Alone, transferred
+from .subject import Loaded, Subject, chosen_networks, enlarged, sound_of
 from .watch import OtherWork, Watched, watch_make
 
 LARGER = (1920, 1080)
@@ -50,7 +50,7 @@ def bench(
     batch: int | None = None,
     seconds: float = 5.0,
     repeats: int = 3,
-    command: Sequence[str] = ("gpurender.bench",),
+    command: Sequence[str] = ("gpurender.bench.run",),
     notify: Callable[[str], None] = lambda text: None,
 ) -> Record:
     """Measure everything that `gpurender bench` does.

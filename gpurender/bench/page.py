@@ -3,10 +3,10 @@
 import html
 from collections.abc import Iterable, Iterator
 
-from .bench_plots import Point, bars, curve, roofline
-from .bench_stages import ONCE, STAGES, SWEEP
-from .bench_table import WHOLE, number, path_taken, spread, written
 from .measured import Comparison, Record, find, sizes
+from .plots import Point, bars, curve, roofline
+from .stages import ONCE, STAGES, SWEEP
+from .table import WHOLE, number, path_taken, spread, written
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fcfcfb; --card: #ffffff; --ink: #1b1f24; --soft: #5c6670;

@@ -1,0 +1,1 @@
+"""`gpurender bench`: how fast a render is here, and what limits it. Start reading at `run.py`."""
