@@ -157,7 +157,7 @@ def attempts(devices: list[str]) -> Iterator[tuple[str, str, str, Attempt]]:
         engines: list[tuple[EngineName, Precision]] = (
             [("tensorrt", "fp16"), ("tensorrt", "fp32"), ("torch", "fp16"), ("torch", "fp32")]
             if gpu
-            else [("openvino", "fp32"), ("openvino", "bf16"), ("torch", "fp32")]
+            else [("openvino", "fp32"), ("openvino", "mixed"), ("openvino", "bf16"), ("torch", "fp32")]
         )
         for engine, precision in engines:
             yield "network", f"{engine} {precision}", device, running(engine, precision)

@@ -19,14 +19,14 @@ from .export import cached_onnx
 from .half import cached_half
 from .halves import Halves, read_halves
 from .network import Encoded, Mode, load_audio_encoder, load_unet
-from .openvino_engine import OnnxNetwork, OpenVinoEngine, fast_cpu_types, load_onnx_encoder
+from .openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu, load_onnx_encoder
 from .tensorrt_build import PlanError, PlanMemoryError, TensorRt, check_capability, find_tensorrt
 from .tensorrt_engine import BATCH, TensorRtEngine
 from .tensorrt_plan import PlanLoader
 from .torch_engine import TorchEngine
 
 EngineName = Literal["auto", "tensorrt", "openvino", "torch"]
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "mixed"]
 LEAST_PSNR_DB = 40.0  # of a fast type against fp32, in the worst of the probed frames
 
 Probe = tuple[Tensor, Tensor]
@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     Attributes:
         name: the runtime.
-        precision: the type that it computes in, `fp32`, `fp16` or `bf16`.
+        precision: the type that it computes in: `fp32`, `fp16`, `bf16`, or `mixed`, bf16 in the largest layers alone.
         measured_psnr_db: of types against fp32, the worst frame of the probe; empty where none was measured.
         notes: what it does otherwise than was asked for, and why.
         mode: the kind of audio features it takes.
@@ -108,8 +108,9 @@ def load_engine(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         engine: `auto` is OpenVINO on a CPU (a checkpoint is exported to ONNX once, and cached); on a GPU, TensorRT
             where it is installed and knows the GPU (plans are built once, and cached), else torch.
-        precision: `fp32` is exact. `auto` takes the device's fast type if, on `probe`, every frame is within 40 dB PSNR
-            of fp32; without `probe` it is fp32.
+        precision: `fp32` is exact. `auto` takes the first of the device's faster ones (half precision on GPUs, `bf16`
+            and then `mixed` on CPUs that have it) with which, on `probe`, every frame is within 40 dB PSNR of fp32; if
+            there is none, or no `probe`, it is fp32.
         batch: the most frames at a time that TensorRT prepares for; None is 16.
         probe: see `Probe`.
         notify: is told when something begins that takes a while, and what does not work out.
@@ -190,8 +191,8 @@ def openvino_choice(path: Path, mode: Mode | None, device: torch.device, notify:
         raise DeviceError(f"the openvino engine runs on CPUs, not on {device}; use --device cpu or --engine torch.")
     network = OnnxNetwork(path if path.suffix == ".onnx" else cached_onnx(path, mode, notify), mode)
     build = functools.cache(lambda precision: OpenVinoEngine(network, precision))
-    fast = fast_cpu_types()
-    return Choice(["fp32", *fast], fast, build, lambda: build("fp32"))
+    faster = faster_on_cpu()
+    return Choice(["fp32", *faster], faster, build, lambda: build("fp32"))
 
 
 def torch_choice(path: Path, mode: Mode | None, device: torch.device) -> Choice:

@@ -21,7 +21,8 @@ from gpurender import (
 from gpurender.engine import least_psnr, resolve_device
 from gpurender.export import example_input
 from gpurender.network import WINDOW_SHAPES
-from gpurender.openvino_engine import OnnxNetwork, OpenVinoEngine, fast_cpu_types
+from gpurender.openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu
+from gpurender.openvino_graph import lower_large
 
 
 def torch_picture(path: Path, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -48,19 +49,20 @@ def test_onnx_runtime_draws_the_same(seeded_onnx: Path) -> None:
 
 
 def test_halves_and_tiles_change_nothing(seeded_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32, cutting and tiling the network gives the same bits as running it whole."""
+    """In float32, cutting and tiling the eased network gives the same bits as running it whole."""
     import gpurender.halves
-    import gpurender.openvino_engine
+    import gpurender.openvino_graph
 
     inputs = example_input(2, "ave")
     network = OnnxNetwork(seeded_onnx, None)
     assert network.encoder is not None
     tiled = predict(OpenVinoEngine(network, "fp32"), *inputs)
-    monkeypatch.setattr(gpurender.openvino_engine, "TILED_BYTES", 1e12)
+    monkeypatch.setattr(gpurender.openvino_graph, "TILED_BYTES", 1e12)
     monkeypatch.setattr(gpurender.halves, "KEPT_BYTES", 0)
     whole = OnnxNetwork(seeded_onnx, None)
     assert whole.encoder is None
-    assert len(network.decoder.get_ops()) > len(whole.decoder.get_ops()), "nothing was tiled"
+    bands = [sum(op.get_type_name() == "Slice" for op in each.decoder.get_ops()) for each in (network, whole)]
+    assert bands[0] > bands[1] == 0, "nothing was tiled"
     assert torch.equal(tiled, predict(OpenVinoEngine(whole, "fp32"), *inputs))
 
 
@@ -101,17 +103,51 @@ def test_a_checkpoint_on_a_cpu_runs_through_a_cached_export(tiny_unet: Path) -> 
     assert len(told) <= 1  # exported once, said once
 
 
-def test_auto_precision_measures_before_it_takes_a_fast_type(tiny_onnx: Path, seeded_onnx: Path) -> None:
+def test_auto_precision_takes_the_fastest_that_agrees(tiny_onnx: Path, seeded_onnx: Path) -> None:
     assert load_engine(tiny_onnx, device="cpu").precision == "fp32"  # nothing to measure on
-    fast = fast_cpu_types()
+    faster = faster_on_cpu()
     for network in (tiny_onnx, seeded_onnx):
         probe = example_input(2, "ave")
         engine = load_engine(network, device="cpu", probe=probe)
-        assert list(engine.measured_psnr_db) == fast
+        tried = list(engine.measured_psnr_db)
+        assert tried == faster[: len(tried)]
         taken = [kind for kind, psnr in engine.measured_psnr_db.items() if psnr >= 40]
+        assert taken == ([] if engine.precision == "fp32" else tried[-1:])
         assert engine.precision == (taken[0] if taken else "fp32")
+        assert taken or tried == faster
         exact = predict(load_engine(network, device="cpu", precision="fp32"), *probe)
         assert least_psnr(predict(engine, *probe), exact) >= 40
+
+
+def test_mixed_precision_is_closer_than_bfloat16(seeded_onnx: Path) -> None:
+    if not faster_on_cpu():
+        pytest.skip("this processor has no bfloat16")
+    inputs = example_input(2, "ave")
+    exact, mixed, bf16 = (
+        predict(load_engine(seeded_onnx, device="cpu", precision=precision), *inputs)
+        for precision in ("fp32", "mixed", "bf16")
+    )
+    assert least_psnr(mixed, exact) > least_psnr(bf16, exact) + 6
+    assert 0 < (mixed - exact).abs().max() < 0.2
+
+
+def test_what_is_bfloat16_in_mixed_precision(seeded_onnx: Path) -> None:
+    decoder = OnnxNetwork(seeded_onnx, None).decoder
+    types = [op.get_output_element_type(0).to_string() for op in decoder.get_ordered_ops()]
+    mixed = lower_large(decoder)
+    assert [op.get_output_element_type(0).to_string() for op in decoder.get_ordered_ops()] == types
+    found = {
+        (
+            list(op.get_output_shape(0))[3] == 320,
+            op.get_output_element_type(0).to_string(),
+            list(op.get_output_shape(0))[1],
+        )
+        for op in mixed.get_ordered_ops()
+        if op.get_type_name() in ("Convolution", "GroupConvolution")
+    }
+    assert {kind for full, kind, _ in found if not full} == {"f32"}
+    assert {channels for full, kind, channels in found if full and kind == "f32"} == {3}  # the last one
+    assert {channels for full, kind, channels in found if full and kind == "bf16"} == {12, 16, 32, 128}
 
 
 def test_a_type_that_this_processor_lacks(tiny_onnx: Path) -> None:

@@ -1,0 +1,176 @@
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import gpurender.linear as module
+from gpurender.export import example_input
+from gpurender.half import to_half
+from gpurender.halves import cut, read_network
+from gpurender.linear import ease
+
+
+def pictures(model: ModelProto) -> np.ndarray:
+    faces, audio = example_input(2, "ave")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_inputs()]
+    return np.asarray(session.run(None, dict(zip(names, (faces.numpy(), audio.numpy()), strict=True)))[0])
+
+
+def multiplications(model: ModelProto) -> float:
+    """Of all convolutions, a frame."""
+    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    shapes = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    return sum(
+        float(np.prod([d.dim_value for d in shapes[node.output[0]].type.tensor_type.shape.dim[2:]]))
+        * np.prod(weights[node.input[1]])
+        for node in model.graph.node
+        if node.op_type == "Conv"
+    )
+
+
+def test_the_full_width_network_is_the_same_function_with_fewer_multiplications(seeded_onnx: Path) -> None:
+    model, mode = read_network(seeded_onnx)
+    before = model.SerializeToString()
+    eased = ease(model)
+    assert model.SerializeToString() == before
+    onnx.checker.check_model(eased, full_check=True)
+    # ONNX Runtime on the file itself; its pictures from the two differ by the order of the sums.
+    np.testing.assert_allclose(pictures(eased), pictures(model), atol=1e-4)
+    plain, eased = cut(model, mode), cut(eased, mode)
+    assert plain.encoder is not None
+    assert eased.encoder is not None
+    assert multiplications(eased.decoder) < 0.8 * multiplications(plain.decoder)
+    shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim][1:] for v in eased.encoder.graph.output]
+    # The bottleneck and the two smallest skips with their convolutions; the larger skips themselves.
+    assert shapes == [[2048, 10, 10], [1024, 20, 20], [512, 40, 40], [64, 80, 80], [32, 160, 160]]
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 100_000, 10**9])
+def test_it_is_the_same_function_whatever_is_kept(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(module, "KEPT_BYTES", kept_bytes)
+    model, _ = read_network(tiny_onnx)
+    np.testing.assert_allclose(pictures(ease(model)), pictures(model), atol=1e-5)
+
+
+def test_the_avatar_is_the_same_function() -> None:
+    avatar = Path(module.__file__).parent / "demo/files/avatar/models/generator.onnx"
+    model, _ = read_network(avatar)
+    np.testing.assert_allclose(pictures(ease(model)), pictures(model), atol=1e-5)
+
+
+def test_networks_in_half_precision_stay_as_they_are(tiny_onnx: Path) -> None:
+    model, _ = read_network(tiny_onnx)
+    half = to_half(model)
+    assert ease(half) is half
+
+
+# --- one block, against ONNX's reference implementation ---------------------------------------------------------------
+
+
+def block(
+    scale: float,
+    mode: str,
+    coordinates: str,
+    seen_first: bool,
+    bias: bool,
+    skip_twice: bool,
+    narrow: int,
+    rng: np.random.Generator,
+) -> ModelProto:
+    """conv(concat(resize(heard), conv(face))), the skip from `narrow` channels; with `skip_twice` it is an output's
+    other half too."""
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+
+    constants = [
+        weights("narrow_w", narrow, 2, 3, 3),
+        weights("skip_w", 4, narrow, 1, 1),
+        weights("skip_b", 4),
+        weights("expand_w", 6, 7, 1, 1),
+        numpy_helper.from_array(np.array([1, 1, scale, scale], np.float32), "scales"),
+    ]
+    if bias:
+        constants.append(weights("expand_b", 6))
+    nodes = [
+        helper.make_node("Conv", ["face", "narrow_w"], ["before"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["before"], ["narrow"]),
+        helper.make_node("Conv", ["narrow", "skip_w", "skip_b"], ["skip"]),
+        helper.make_node(
+            "Resize", ["sound", "", "scales"], ["up"], mode=mode, coordinate_transformation_mode=coordinates
+        ),
+        helper.make_node("Concat", ["skip", "up"] if seen_first else ["up", "skip"], ["both"], axis=1),
+        helper.make_node("Conv", ["both", "expand_w", *(["expand_b"] if bias else [])], ["wide"]),
+        helper.make_node("Relu", ["wide"], ["drawn"]),
+        helper.make_node("Concat", ["drawn", "skip"] if skip_twice else ["drawn"], ["y"], axis=1),
+    ]
+    side = int(5 * scale)
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", channels, size, size])
+        for name, channels, size in [("face", 2, side), ("sound", 3, 5), ("y", 10 if skip_twice else 6, side)]
+    ]
+    graph = helper.make_graph(nodes, "block", values[:2], values[2:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scale=st.sampled_from([1.0, 2.0, 3.0]),
+    how=st.sampled_from([("linear", "align_corners"), ("linear", "half_pixel"), ("nearest", "asymmetric")]),
+    seen_first=st.booleans(),
+    bias=st.booleans(),
+    skip_twice=st.booleans(),
+    narrow=st.sampled_from([3, 4, 5]),
+    kept=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_any_such_block(
+    scale: float,
+    how: tuple[str, str],
+    seen_first: bool,
+    bias: bool,
+    skip_twice: bool,
+    narrow: int,
+    kept: bool,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    model = block(scale, *how, seen_first, bias, skip_twice, narrow, rng)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "KEPT_BYTES", 10**6 if kept else 0)
+        eased = ease(model)
+    onnx.checker.check_model(eased, full_check=True)
+    convolutions = [
+        list(tensor.dims)
+        for node in eased.graph.node
+        for tensor in eased.graph.initializer
+        if node.op_type == "Conv" and tensor.name == node.input[1]
+    ]
+    if kept:
+        assert sorted(convolutions)[-2:] == [[6, 3, 1, 1], [6, 4, 1, 1]]
+    elif narrow == 3:
+        assert [6, 6, 1, 1] in convolutions  # three channels are heard, three come from before the skip
+    else:
+        assert [6, 7, 1, 1] in convolutions
+    inputs = {
+        "face": rng.normal(size=(2, 2, int(5 * scale), int(5 * scale))).astype(np.float32),
+        "sound": rng.normal(size=(2, 3, 5, 5)).astype(np.float32),
+    }
+    found, expected = (
+        np.concatenate(cast(list[np.ndarray], ReferenceEvaluator(network).run(None, inputs)))
+        for network in (eased, model)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
