@@ -2,28 +2,38 @@
 
 from .audio import Features, load_features
 from .color import nv12_to_rgb, rgb_to_nv12
+from .compare import compare_frames
+from .comparison import Comparison
 from .crop import crop_and_mask, crop_faces, face_input
 from .encode import write_frames
 from .engine import Engine, load_audio_engine, load_engine, predict
 from .errors import DeviceError, InputError, OutputError
 from .export import export_onnx
 from .find import find_sound, find_template
+from .likeness import Figures, compare_pictures
 from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
 from .paste import paste_faces, paste_faces_nv12
+from .reference import write_reference
+from .reference_set import ReferenceSet, open_reference
 from .render import make, render
 from .report import Summary
 from .template import Template, frame_order, open_template
 
 __all__ = [
     "AudioEncoder",
+    "Comparison",
     "DeviceError",
     "Engine",
     "Features",
+    "Figures",
     "InputError",
     "OutputError",
+    "ReferenceSet",
     "Summary",
     "Template",
     "UNet",
+    "compare_frames",
+    "compare_pictures",
     "crop_and_mask",
     "crop_faces",
     "export_onnx",
@@ -38,6 +48,7 @@ __all__ = [
     "load_unet",
     "make",
     "nv12_to_rgb",
+    "open_reference",
     "open_template",
     "paste_faces",
     "paste_faces_nv12",
@@ -45,4 +56,5 @@ __all__ = [
     "render",
     "rgb_to_nv12",
     "write_frames",
+    "write_reference",
 ]

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from .cli_compare import compare, reference
+
 MEBIBYTE = 2**20
 
 
@@ -347,6 +349,10 @@ def bench(
         write_text(json_file, as_json(made), overwrite)
     if html_file is not None:
         write_text(html_file, page(made, pairs), overwrite)
+
+
+main.add_command(compare)
+main.add_command(reference)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def open_pictures(files: list[Path], like: tuple[str, tuple[int, int]] | None = 
         if (other := picture_size(file)) != size:
             raise InputError(
                 f"{file} is {other[0]}×{other[1]}, but {whose} is {size[0]}×{size[1]}: "
-                "all frames and masks of a template have one size."
+                "frames and masks that belong together have one size."
             )
     return Pictures(files, size)
 

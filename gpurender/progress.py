@@ -3,40 +3,54 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
 LINE_SECONDS = 5.0
+T = TypeVar("T")
 
 
 class TerminalProgress:
-    """Writes to standard error: frames, rate and time left."""
+    """Writes to standard error: frames, rate and time left.
 
-    def __init__(self) -> None:
+    Args:
+        doing, done: what happens to the frames.
+    """
+
+    def __init__(self, doing: str = "rendering", done: str = "rendered") -> None:
         self._interactive = sys.stderr.isatty()
+        self._doing, self._done = doing, done
 
     def stage(self, text: str) -> None:
         print(f"{text} …", file=sys.stderr, flush=True)
 
     def frames(self, batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
-        return self._bar(batches, total) if self._interactive else self._lines(batches, total)
+        return self._counted(((batch, len(batch)) for batch in batches), total)
 
-    def _bar(self, batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
-        with tqdm(total=total, unit=" frames", desc="rendering", smoothing=0.1, file=sys.stderr) as bar:
-            for batch in batches:
-                yield batch
-                bar.update(len(batch))
+    def each(self, items: Iterable[T], total: int) -> Iterator[T]:
+        """Pass items on, a frame each."""
+        return self._counted(((item, 1) for item in items), total)
 
-    def _lines(self, batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
+    def _counted(self, items: Iterable[tuple[T, int]], total: int) -> Iterator[T]:
+        return self._bar(items, total) if self._interactive else self._lines(items, total)
+
+    def _bar(self, items: Iterable[tuple[T, int]], total: int) -> Iterator[T]:
+        with tqdm(total=total, unit=" frames", desc=self._doing, smoothing=0.1, file=sys.stderr) as bar:
+            for item, frames in items:
+                yield item
+                bar.update(frames)
+
+    def _lines(self, items: Iterable[tuple[T, int]], total: int) -> Iterator[T]:
         began = said = time.monotonic()
         done = 0
-        for batch in batches:
-            yield batch
-            done += len(batch)
+        for item, frames in items:
+            yield item
+            done += frames
             now = time.monotonic()
             if now - said >= LINE_SECONDS or done == total:
                 said = now
                 rate = done / max(now - began, 1e-9)
                 left = f", {(total - done) / rate:.0f} s left" if done < total else ""
-                print(f"rendered {done} of {total} frames, {rate:.1f} a second{left}", file=sys.stderr, flush=True)
+                print(f"{self._done} {done} of {total} frames, {rate:.1f} a second{left}", file=sys.stderr, flush=True)

@@ -173,7 +173,7 @@ class VideoFrames:
             width, height = self._coded_size
             raise InputError(
                 f"{self.file}: frame {number} is {frame.width}×{frame.height}, but the first is {width}×{height}: "
-                "all frames of a template have one size."
+                "all frames of a video have one size here."
             )
         self._cache[number] = frame
         while len(self._cache) > self.cache_limit:

@@ -1,0 +1,201 @@
+"""Sample frames of a render with the numbers behind them, for other implementations to be checked by.
+
+What is written, and how another program reads it: `gpurender.reference_set`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from PIL import Image
+
+from .audio import FEATURE_FILES, Features, load_features
+from .crop import INNER, crop_faces, face_input
+from .engine import Engine, EngineName, load_audio_engine, load_engine, predict, resolve_device
+from .errors import InputError, OutputError
+from .find import find_audio_encoder, find_network, find_sound, find_template
+from .network import WINDOW_SHAPES
+from .output import check_output, describe
+from .paste import paste_faces
+from .reference_set import ARRAYS, FORMAT, METADATA, VERSION, ReferenceSet, open_reference
+from .report import installed
+from .template import Order, Template, frame_order, open_template
+
+
+def write_reference(
+    template: str | Path,
+    audio: str | Path,
+    out: str | Path,
+    *,
+    frames: int = 10,
+    model: str | Path | None = None,
+    audio_encoder: str | Path | None = None,
+    device: str = "cpu",
+    engine: EngineName = "auto",
+    fps: float | None = None,
+    order: Order = "bounce",
+    start_frame: int = 0,
+    parsing: bool | None = None,
+    overwrite: bool = False,
+    notify: Callable[[str], None] = lambda text: None,
+    counted: Callable[[Iterable[int], int], Iterable[int]] = lambda indices, total: indices,
+) -> ReferenceSet:
+    """Write a reference set of a render: sample frames, and what went into the network and came out, in float32.
+
+    The same inputs on the same machine give the same bytes.
+
+    Args:
+        template, audio, model, audio_encoder, fps, order, start_frame, parsing: as `make` has them.
+        out: the directory to make.
+        frames: how many samples, evenly spaced from the first frame to the last; at most all.
+        device, engine: see `load_engine`.
+        overwrite: replace the reference set at `out`.
+        notify: is told when something begins that takes a while.
+        counted: passes the indices of the samples on, and may count them.
+
+    Returns:
+        the set, opened.
+
+    Raises:
+        InputError, DeviceError, OutputError: with what to do about it; nothing is left at `out` then.
+    """
+    out = Path(out)
+    check_place(out, overwrite)
+    if frames < 1:
+        raise InputError(f"{frames} sample frames cannot be taken; give at least 1.")
+    template, audio, place = find_template(template), find_sound(audio), resolve_device(device)
+    person = open_template(template, device=place, parsing=parsing)
+    frame_order(len(person), range(1), order, start_frame)
+    torch_may_run_it = engine == "torch" or place.type == "cuda"
+    network = Path(model) if model is not None else find_network(template, ".pth" if torch_may_run_it else ".onnx")
+    listener = None
+    if audio.suffix.lower() not in FEATURE_FILES:
+        listener = Path(audio_encoder) if audio_encoder is not None else find_audio_encoder(template)
+    notify(f"reading {audio.name}")
+    heard_by = load_audio_engine(listener, place) if listener is not None else None
+    features = load_features(audio, encoder=heard_by, fps=fps, device=place)
+    notify(f"loading {network.name}")
+    runtime = load_engine(network, mode=features.mode, device=place, engine=engine, precision="fp32", notify=notify)
+
+    last, count = len(features) - 1, min(frames, len(features))
+    indices = [round(k * last / (count - 1)) for k in range(count)] if count > 1 else [0]
+    with complete_or_absent_set(out, overwrite) as directory:
+        (directory / "frames").mkdir()
+        (directory / "samples").mkdir()
+        samples = []
+        for index in counted(indices, count):
+            shown = frame_order(len(person), range(index, index + 1), order, start_frame)
+            samples.append(write_sample(directory, index, shown, person, features, runtime))
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "frames": len(features),
+            "fps": features.fps,
+            "width": person.width,
+            "height": person.height,
+            "mode": features.mode,
+            "precision": runtime.precision,
+            "engine": runtime.name,
+            "template": {
+                "name": Path(os.path.abspath(template)).name,
+                "frames": len(person),
+                "order": order,
+                "start_frame": start_frame,
+                "parsing": person.parsing,
+            },
+            "model": named(network),
+            "audio": named(audio),
+            "audio_encoder": named(listener) if listener is not None else None,
+            "arrays": {
+                "input": {"shape": [6, INNER, INNER], "dtype": "<f4"},
+                "audio": {"shape": list(WINDOW_SHAPES[features.mode]), "dtype": "<f4"},
+                "output": {"shape": [3, INNER, INNER], "dtype": "<f4"},
+            },
+            "versions": installed(),
+            "samples": samples,
+        }
+        text = json.dumps(metadata, indent=2, ensure_ascii=False)
+        (directory / METADATA).write_text(text + "\n", encoding="utf-8")
+    return open_reference(out)
+
+
+def write_sample(
+    directory: Path, index: int, shown: list[int], person: Template, features: Features, engine: Engine
+) -> dict[str, Any]:
+    """Draw one output frame, over the one template frame that is `shown`; write it, and say what it is."""
+    pixels, keep = person.frames(shown)
+    rects = person.rects[shown]
+    crops = crop_faces(pixels, rects)
+    faces, window = face_input(crops), features.windows(index, index + 1)
+    drawn = predict(engine, faces, window)
+    pasted = paste_faces(pixels, crops, drawn, rects, keep)
+    frame, arrays = f"frames/{index:05d}.png", f"samples/{index:05d}.npz"
+    Image.fromarray(pasted[0].permute(1, 2, 0).cpu().numpy()).save(directory / frame)
+    stored = {
+        name: np.ascontiguousarray(tensor[0].cpu().numpy(), "<f4")
+        for name, tensor in zip(ARRAYS, (faces, window, drawn), strict=True)
+    }
+    np.savez(directory / arrays, allow_pickle=False, **stored)
+    return {
+        "index": index,
+        "template_frame": shown[0],
+        "rect": rects[0].tolist(),
+        "frame": frame,
+        "frame_sha256": hash_of(directory / frame),
+        "arrays": arrays,
+        "arrays_sha256": hash_of(directory / arrays),
+    }
+
+
+def named(file: Path) -> dict[str, str]:
+    return {"name": file.name, "sha256": hash_of(file)}
+
+
+def hash_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
+
+
+# --- a directory that appears only when it is complete ---------------------------------------------------------------
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Raise OutputError if no set can be written at `out`; only another reference set is ever replaced."""
+    if not out.is_dir():
+        check_output(out, overwrite=False)
+    elif any(out.iterdir()):
+        if not (out / METADATA).is_file():
+            raise OutputError(f"{out} is a directory with other files; give the name of a new one.")
+        if not overwrite:
+            raise OutputError(f"{out} exists; give --overwrite to replace it.")
+        open_reference(out)  # else it is not ours to remove
+
+
+@contextmanager
+def complete_or_absent_set(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a directory to write to, which is at `out` when the block ends well, else gone."""
+    hidden = out.with_name(f".{uuid4().hex}")
+    try:
+        hidden.mkdir()
+        yield hidden
+        check_place(out, overwrite)
+        if out.is_dir():
+            earlier = hidden.with_name(f"{hidden.name}.earlier")
+            os.rename(out, earlier)
+            os.rename(hidden, out)
+            shutil.rmtree(earlier)
+        else:
+            os.rename(hidden, out)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(describe(out, error)) from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
