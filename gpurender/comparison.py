@@ -102,11 +102,9 @@ class Comparison:
             f"worst frames: {', '.join(worst)}" if worst else "all of these frames are equal",
             *(f"{name}: up to {largest:.3g} apart (frame {n})" for name, (largest, n) in self.arrays.items()),
         ]
-        if self.alike:
-            return "\n".join(
-                [*lines, f"alike: every frame has {self.min_psnr_db:g} dB PSNR and {self.min_ssim:g} SSIM"]
-            )
-        return "\n".join([*lines, *(f"different: {difference}" for difference in self.differences())])
+        verdict = [f"different: {difference}" for difference in self.differences()]
+        alike = f"alike: every frame has at least {self.min_psnr_db:g} dB PSNR and {self.min_ssim:g} SSIM"
+        return "\n".join([*lines, *(verdict or [alike])])
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it: a PSNR that is infinite is null."""

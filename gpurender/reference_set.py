@@ -39,6 +39,7 @@ alone, `arrays` (with any of the three) to compare what went in and came out, ha
 """
 
 import json
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def read_sample(file: Path, entry: Any, total: int | None) -> Sample:
         name = entry.get(key)
         if name is None and key == "arrays":
             continue
-        if name is None or not is_inside(name) or not (file.parent / name).is_file():
+        if name is None or not is_inside(name) or not os.path.isfile(file.parent / name):
             raise InputError(f'{file}: the "{key}" of sample {index}, {name!r:.60}, is not a file in this set.')
     rect = entry.get("rect")
     if rect is not None and not (isinstance(rect, list) and len(rect) == 4 and all(is_number(x, int) for x in rect)):
