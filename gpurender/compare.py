@@ -69,8 +69,8 @@ def compare_frames(
         counted: passes the pairs on, and may count them.
 
     Raises:
-        InputError: one of the two cannot be read, their frames differ in size, they have no frame in common, or the
-            part to judge is not within them.
+        InputError: one of the two cannot be read, their frames differ in size, they have no frame in common, the part
+            to judge is not within them, or a number is out of range.
         DeviceError: there is no such device here.
         OutputError: something cannot be written.
     """
@@ -79,11 +79,15 @@ def compare_frames(
             check_output(Path(out), overwrite)
     if side_by_side is not None:
         check_destination(side_by_side, frames=0, overwrite=overwrite)
-    if isnan(min_psnr_db) or not -1 <= min_ssim <= 1 or not tolerance >= 0 or (frames is not None and frames < 1):
-        raise InputError(
-            f"frames cannot be held to {min_psnr_db} dB PSNR, {min_ssim} SSIM and a tolerance of {tolerance}"
-            f"{'' if frames is None else f', or limited to {frames}'}; SSIM is -1 to 1, the tolerance at least 0."
-        )
+    for what, value, fits, allowed in (
+        ("a least PSNR", min_psnr_db, not isnan(min_psnr_db), "decibels, or inf for equal frames"),
+        ("a least SSIM", min_ssim, -1 <= min_ssim <= 1, "-1 to 1"),
+        ("a tolerance", tolerance, tolerance >= 0, "0 or more"),
+        ("an amplification", amplify, 0 <= amplify < inf, "0 or more"),
+        ("a limit of frames", frames, frames is None or frames >= 1, "1 or more"),
+    ):
+        if not fits:
+            raise InputError(f"{what} of {value} cannot be used; give {allowed}.")
     place = resolve_device(device)
     one, other = open_footage(a), open_footage(b)
     if one.source.size != other.source.size:

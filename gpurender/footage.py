@@ -48,7 +48,8 @@ class Footage:
 
 def open_footage(path: str | Path) -> Footage:
     """Open a video, a picture, a directory of numbered pictures, a pattern such as `frames/%05d.png`, or a reference
-    set. Pictures may be numbered from anywhere: the first is frame 0.
+    set. Pictures may be numbered from anywhere: the first is frame 0. A video's colours are read by its tags; without
+    tags it is taken for BT.601, as OpenCV takes it.
 
     Raises:
         InputError: it is none of these, or pictures are missing among the others.

@@ -256,8 +256,9 @@ def test_bad_parts_and_thresholds(run: Run) -> None:
     refused(run, "10×30 pixels are too few to judge: SSIM needs 11×11", "a", "a", "--rect", "0,0,10,30")
     refused(run, "1,2,3 is no part to judge", "a", "a", "--rect", "1,2,3")
     refused(run, "`face` means the face rectangles of a reference set", "a", "a", "--rect", "face")
-    refused(run, "frames cannot be held to nan dB PSNR", "a", "a", "--min-psnr", "nan")
-    refused(run, "SSIM is -1 to 1", "a", "a", "--min-ssim", "2")
+    refused(run, "a least PSNR of nan cannot be used; give decibels", "a", "a", "--min-psnr", "nan")
+    refused(run, "a least SSIM of 2.0 cannot be used; give -1 to 1", "a", "a", "--min-ssim", "2")
+    refused(run, "an amplification of inf cannot be used", "a", "a", "--amplify", "inf")
     refused(run, "'tpu' is not a device", "a", "a", "--device", "tpu")
     Image.new("RGB", (30, 10)).save("tiny.png")
     refused(run, "30×10 pixels are too few to judge", "tiny.png", "tiny.png")
@@ -281,7 +282,7 @@ class Counting:
     """Frames that count how many of them are alive."""
 
     def __init__(self) -> None:
-        self.size = WIDTH, HEIGHT
+        self.size: tuple[int, int] = (WIDTH, HEIGHT)
         self.alive = self.most = 0
 
     def frames(self, indices: Sequence[int]) -> list[torch.Tensor]:
