@@ -21,6 +21,7 @@ from .side_by_side import as_picture, difference
 WIDTH, HEIGHT = 900, 200  # of a curve's area
 LEFT, TOP, BOTTOM = 70, 14, 34
 MOST_POINTS = 1800
+FEW_POINTS = 40
 DETAIL = 120  # pixels: side of the square around the largest difference
 ENLARGED = 4
 
@@ -38,7 +39,7 @@ th, td { text-align: right; padding: .2rem 1rem .2rem 0; border-bottom: 1px soli
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 .grid { stroke: var(--line); } .curve { fill: none; stroke: var(--a); stroke-width: 1.5; stroke-linejoin: round; }
-.limit { stroke: var(--bad); stroke-dasharray: 6 4; } .dot { fill: var(--bad); } svg .least { fill: var(--bad); }
+.limit { stroke: var(--bad); stroke-dasharray: 6 4; } .sample { fill: var(--a); } .dot, svg .least { fill: var(--bad); }
 .row { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; margin: .3rem 0; }
 figure { margin: 0; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 img { width: 100%; display: block; } .pixels { image-rendering: pixelated; }
@@ -91,7 +92,7 @@ def table(comparison: Comparison) -> str:
     ]
     lines = "".join(f"<tr><td>{name}<td>{whole}<td>{worst}<td>{number}</tr>" for name, whole, worst, number in rows)
     arrays = "".join(
-        f"<tr><td>{escape(name)}, largest difference<td><td>{largest:.3g}<td>{number}</tr>"
+        f"<tr><td>{escape(name)}, largest difference<td><td>{largest:.3g}<td>{number if largest else ''}</tr>"
         for name, (largest, number) in comparison.arrays.items()
     )
     return f"<table><tr><th><th>overall<th>worst frame<th>which</tr>{lines}{arrays}</table>"
@@ -156,6 +157,11 @@ def curve(numbers: list[int], values: list[float], limit: float, words: str) -> 
     chosen = lowest_of_stretches(values)
     line = " ".join(f"{x(numbers[k]):.1f},{y(values[k]):.1f}" for k in chosen)
     worst = min(range(len(values)), key=values.__getitem__)
+    if len(values) <= FEW_POINTS:  # a reference set's samples lie far apart
+        grid += "".join(
+            f'<circle class="sample" cx="{x(number):.1f}" cy="{y(value):.1f}" r="2.5"/>'
+            for number, value in zip(numbers, values, strict=True)
+        )
     return (
         f'<svg viewBox="0 0 {LEFT + WIDTH + 20} {TOP + HEIGHT + BOTTOM}" role="img">{grid}'
         f'<polyline class="curve" points="{line}"/>'

@@ -73,8 +73,8 @@ class Comparison:
         found = list(self.unequal)
         if below := self.below():
             found.append(
-                f"{len(below)} of {len(self.figures)} frames have less than {self.min_psnr_db:g} dB PSNR or less than "
-                f"{self.min_ssim:g} SSIM: {listed(below)}"
+                f"below {self.min_psnr_db:g} dB PSNR or {self.min_ssim:g} SSIM are {len(below)} of {len(self.figures)} "
+                f"frames: {listed(below)}"
             )
         for name, (largest, frame) in self.arrays.items():
             if not largest <= self.tolerance:
@@ -100,7 +100,10 @@ class Comparison:
             f"PSNR  {decibels(self.overall.psnr_db):>11} {decibels(most_unlike.psnr_db):>11}  ({least_psnr})",
             f"SSIM  {self.overall.ssim:11.6f} {self.figures[least_ssim].ssim:11.6f}  ({least_ssim})",
             f"worst frames: {', '.join(worst)}" if worst else "all of these frames are equal",
-            *(f"{name}: up to {largest:.3g} apart (frame {n})" for name, (largest, n) in self.arrays.items()),
+            *(
+                f"{name}: up to {largest:.3g} apart (frame {number})" if largest else f"{name}: equal"
+                for name, (largest, number) in self.arrays.items()
+            ),
         ]
         verdict = [f"different: {difference}" for difference in self.differences()]
         alike = f"alike: every frame has at least {self.min_psnr_db:g} dB PSNR and {self.min_ssim:g} SSIM"

@@ -39,8 +39,9 @@ def compare_pictures(a: Tensor, b: Tensor) -> Figures:
     >>> import torch
     >>> from gpurender import compare_pictures
     >>> grey = torch.full((3, 40, 60), 100, dtype=torch.uint8)
-    >>> compare_pictures(grey, grey + 5)
-    Figures(mse=25.0, psnr_db=34.15, ssim=0.99)
+    >>> mse, psnr_db, ssim = compare_pictures(grey, grey + 5)
+    >>> mse, round(psnr_db, 2), round(ssim, 4)
+    (25.0, 34.15, 0.9988)
     """
     if a.shape != b.shape or a.ndim != 3 or len(a) != 3 or min(a.shape[1:]) < WINDOW:
         raise ValueError(

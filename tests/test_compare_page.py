@@ -54,7 +54,7 @@ def test_the_page(tmp_path: Path) -> None:
     words = "".join(page.words)
     assert "A is " + str(a) in words
     assert "Different" in words
-    assert "3 of 12 frames have less than 40 dB PSNR or less than 0.95 SSIM: 5, 6, 9" in words
+    assert "below 40 dB PSNR or 0.95 SSIM are 3 of 12 frames: 5, 6, 9" in words
     headings = re.findall(r"frame (\d+): PSNR ([0-9.]+) dB, SSIM ([0-9.]+)", words)
     assert [int(number) for number, _, _ in headings] == [5, 9, 6]
     for number, psnr_db, ssim in headings:
@@ -69,6 +69,7 @@ def test_the_page(tmp_path: Path) -> None:
     curves = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
     assert [len(points(svg)) for svg in curves] == [12, 12]
     lowest = [max(points(svg), key=lambda point: point[1])[0] for svg in curves]
+    assert [len(svg.findall("circle")) for svg in curves] == [13, 13]  # each frame, and the worst once more
     assert lowest == [pytest.approx(LEFT + 5 / 11 * WIDTH, abs=0.1)] * 2
 
 
