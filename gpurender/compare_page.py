@@ -86,7 +86,7 @@ def table(comparison: Comparison) -> str:
     by_psnr = min(every, key=lambda number: every[number].psnr_db)
     by_ssim = min(every, key=lambda number: every[number].ssim)
     rows = [
-        ("MSE", f"{overall.mse:.4f}", f"{every[by_psnr].mse:.4f}", by_psnr),
+        ("MSE", f"{overall.mse:.4g}", f"{every[by_psnr].mse:.4g}", by_psnr),
         ("PSNR", decibels(overall.psnr_db), decibels(every[by_psnr].psnr_db), by_psnr),
         ("SSIM", f"{overall.ssim:.6f}", f"{every[by_ssim].ssim:.6f}", by_ssim),
     ]

@@ -96,7 +96,7 @@ class Comparison:
             f"B is {self.b}",
             f"compared {len(self.figures)} frames of {width}×{height}, {self.part}; counted from 0",
             "          overall     worst frame",
-            f"MSE   {self.overall.mse:11.4f} {most_unlike.mse:11.4f}  ({least_psnr})",
+            f"MSE   {self.overall.mse:11.4g} {most_unlike.mse:11.4g}  ({least_psnr})",
             f"PSNR  {decibels(self.overall.psnr_db):>11} {decibels(most_unlike.psnr_db):>11}  ({least_psnr})",
             f"SSIM  {self.overall.ssim:11.6f} {self.figures[least_ssim].ssim:11.6f}  ({least_ssim})",
             f"worst frames: {', '.join(worst)}" if worst else "all of these frames are equal",
