@@ -9,6 +9,7 @@ from .encode import write_frames
 from .engine import Engine, load_audio_engine, load_engine, predict
 from .errors import DeviceError, InputError, OutputError
 from .export import export_onnx
+from .features import make_features, write_features
 from .find import find_sound, find_template
 from .likeness import Figures, compare_pictures
 from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
@@ -47,6 +48,7 @@ __all__ = [
     "load_features",
     "load_unet",
     "make",
+    "make_features",
     "nv12_to_rgb",
     "open_reference",
     "open_template",
@@ -55,6 +57,7 @@ __all__ = [
     "predict",
     "render",
     "rgb_to_nv12",
+    "write_features",
     "write_frames",
     "write_reference",
 ]

@@ -41,6 +41,7 @@ class Features:
 
     Attributes:
         mode: the kind of features, `ave`, `hubert` or `wenet`.
+        shape: what a feature file of them has, the number of frames first: (N,512), or as the file has it.
         fps: frames a second that the features stand for.
         source: the file they come from.
         sound: that file where it is sound (to be heard in the video), None for a feature file.
@@ -49,7 +50,7 @@ class Features:
     def __init__(
         self,
         mode: Mode,
-        count: int,
+        shape: tuple[int, ...],
         read: Callable[[int, int], Tensor],
         *,
         windows_ready: bool,
@@ -58,27 +59,31 @@ class Features:
         sound: Path | None,
     ) -> None:
         self.mode: Mode = mode
+        self.shape = shape
         self.fps = fps
         self.source = source
         self.sound = sound
-        self._count = count
         self._read = read
         self._windows_ready = windows_ready
 
     def __len__(self) -> int:
         """The number of frames."""
-        return self._count
+        return self.shape[0]
 
     def __repr__(self) -> str:
         return f"Features({self.source.name}: {len(self)} frames of {self.mode} at {self.fps:g} a second)"
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """What a feature file holds for frames start..stop-1: (stop-start, *shape[1:]) float32 on the device."""
+        self._check(start, stop)
+        return self._read(start, stop).reshape(-1, *self.shape[1:])
 
     def windows(self, start: int, stop: int) -> Tensor:
         """The network's audio input for frames start..stop-1: (stop-start, *WINDOW_SHAPES[mode]) float32.
 
         Frame i gets features [i-8, i+8), zeros where that leaves the sound.
         """
-        if not 0 <= start < stop <= len(self):
-            raise ValueError(f"frames {start}..{stop} are not within 0..{len(self)}")
+        self._check(start, stop)
         if self._windows_ready:
             return self._read(start, stop)
         first, end = start - WINDOW // 2, stop + WINDOW // 2 - 1
@@ -86,6 +91,10 @@ class Features:
         rows = F.pad(rows, (0, 0, max(-first, 0), max(end - len(self), 0)))
         windows = rows.unfold(0, WINDOW, 1).transpose(1, 2)  # (stop-start, 16, D)
         return windows.reshape(-1, *WINDOW_SHAPES[self.mode])
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start < stop <= len(self):
+            raise ValueError(f"frames {start}..{stop} are not within 0..{len(self)}")
 
 
 def load_features(
@@ -129,11 +138,14 @@ def load_features(
 
 def _stored_features(path: Path, fps: float | None, device: torch.device) -> Features:
     array = _read_npy(path) if path.suffix.lower() == ".npy" else _read_bin(path)
-    mode, windows_ready = _recognise(path, array.shape)
+    shape = array.shape
+    mode, windows_ready = _recognise(path, shape)
     if not windows_ready:
         array = array.reshape(len(array), -1)
-    for start in range(0, len(array), 1024):  # in pieces: the file may be larger than memory
-        finite = np.isfinite(array[start : start + 1024]).reshape(len(array[start : start + 1024]), -1).all(1)
+    for start in range(0, len(array), 64):  # in pieces: the file may be larger than memory
+        with np.errstate(over="ignore"):  # doubles may be too large for what they are used as
+            piece = np.array(array[start : start + 64], np.float32)
+        finite = np.isfinite(piece).reshape(len(piece), -1).all(1)
         if not finite.all():
             raise InputError(f"{path}: features of frame {start + int(finite.argmin())} hold NaN or infinity.")
 
@@ -142,7 +154,7 @@ def _stored_features(path: Path, fps: float | None, device: torch.device) -> Fea
 
     return Features(
         mode,
-        len(array),
+        shape,
         read,
         windows_ready=windows_ready,
         fps=fps or FRAME_RATES[mode],
@@ -219,7 +231,7 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
         index = torch.arange(start - 1, stop - 1).clamp(0, encoded - 1) - offset
         return features[index.to(device, non_blocking=True)]
 
-    return Features("ave", encoded + 2, read, windows_ready=False, fps=fps, source=path, sound=path)
+    return Features("ave", (encoded + 2, 512), read, windows_ready=False, fps=fps, source=path, sound=path)
 
 
 def mel_starts(mel_rows: int, fps: float) -> Tensor:

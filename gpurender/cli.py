@@ -219,6 +219,50 @@ def make(template: Path, audio: Path, out: Path | None, memory: int | None, quie
 
 
 @main.command()
+@click.argument("sound", type=click.Path(path_type=Path), metavar="SOUND")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write, .npy or .bin."
+)
+@click.option(
+    "--template",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Use the audio encoder of this template, which is found as by make. avatar is the bundled one.",
+)
+@click.option(
+    "--audio-encoder", type=click.Path(path_type=Path), metavar="FILE", help="Use this one, .pth or .onnx, instead."
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where it runs.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def features(sound: Path, out: Path, quiet: bool, **options: Any) -> None:
+    """Write what the network hears in SOUND, a feature file.
+
+    make takes such a file instead of the sound and renders the same frames; so do other implementations of SyncTalk_2D.
+    Float32 of (N,512) for N frames at 25 a second, as .npy, or as .bin with {"num_frames": N, "feature_size": 512,
+    "shape": [N, 512]} in a .bin.json beside it.
+
+    \b
+      gpurender features speech.wav --template dataset/anna --out speech.bin
+      gpurender make --template dataset/anna --audio speech.bin --sound speech.wav
+
+    SOUND may itself be a feature file, of any of the three modes, and is then converted; no encoder is needed:
+
+    \b
+      gpurender features speech.bin --out speech.npy
+
+    Nothing appears at --out until it is complete.
+    """
+    from .features import make_features
+    from .progress import TerminalProgress
+
+    progress = None if quiet else TerminalProgress("hearing", "heard")
+    written = make_features(sound, out, progress=progress, **options)
+    if not quiet:
+        click.echo(f"wrote {out}: {written.mode} features of {len(written)} frames, {written.shape}")
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def doctor(as_json: bool) -> None:
     """Say what this machine can do, and which path a render will take here.
