@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, OutputError
-from .network import FACE_SHAPE, WINDOW_SHAPES, Mode, UNet, load_unet
+from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .output import complete_or_absent
 
 ExportPrecision = Literal["fp32", "fp16"]
+OUTPUTS = {UNet: "output", AudioEncoder: "emb"}
 EXPORT_VERSION = 1  # part of the cache key: raise it when exports change
 # The bound for fp16 is meant to catch a wrong export only. How much half precision costs depends on the network (the
 # golden numbers' seeded weights: 39.8 dB); the figure is shown, and the user judges.
@@ -27,10 +28,10 @@ LEAST_PSNR = {"fp32": 80.0, "fp16": 30.0}
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """ONNX Runtime's pictures from the export held against the float32 torch module's, for batches of 1 and 3."""
+    """What ONNX Runtime makes with the export held against the float32 torch module, for batches of 1 and 3."""
 
     largest_difference: float
-    """of the network's output in 0..1"""
+    """of a picture in 0..1; of features, as a share of the largest"""
     psnr_db: float
 
     def __str__(self) -> str:
@@ -46,27 +47,32 @@ def export_onnx(
     max_batch: int = 64,
     overwrite: bool = False,
 ) -> ExportCheck:
-    """Export a U-Net checkpoint to ONNX: inputs `input` (B,6,320,320) and `audio`, output `output` (B,3,320,320).
+    """Export a checkpoint to ONNX, under the names that template packages have.
+
+    A U-Net has inputs `input` (B,6,320,320) and `audio` (B,*WINDOW_SHAPES[mode]), output `output` (B,3,320,320). An
+    audio encoder has input `mel` (B,1,80,16), output `emb` (B,512).
 
     Args:
-        checkpoint: `.pth`, see `load_unet`.
+        checkpoint: `.pth`, see `load_network`.
         out: the `.onnx` file; it appears only once the export has passed its check.
         mode: see `load_unet`.
-        precision: of weights, inputs, outputs and arithmetic.
+        precision: of weights, inputs, outputs and arithmetic; an audio encoder's is fp32.
         max_batch: the batch may be 1 to this.
         overwrite: replace `out` if it exists.
 
     Returns:
-        how close ONNX Runtime's pictures are to the torch module's.
+        how close what ONNX Runtime makes is to what the torch module makes.
 
     Raises:
-        InputError: the checkpoint cannot be used, or its pictures from ONNX are not close enough.
+        InputError: the checkpoint cannot be used, or what comes from ONNX is not close enough.
         OutputError: `out` exists or cannot be written.
     """
     out = Path(out)
     if max_batch < 1:
         raise InputError(f"max_batch is at least 1, given {max_batch}.")
-    network = load_unet(checkpoint, mode)
+    network = load_network(checkpoint, mode)
+    if isinstance(network, AudioEncoder) and precision != "fp32":
+        raise InputError(f"{checkpoint} is an audio encoder, which is exported in fp32 only: it is small.")
     with complete_or_absent(out, overwrite) as name:
         model = onnx_bytes(network, precision, max_batch)
         check = check_export(model, network, min(3, max_batch))
@@ -107,11 +113,10 @@ def cache_directory() -> Path:
     return path
 
 
-def onnx_bytes(network: UNet, precision: ExportPrecision, max_batch: int) -> bytes:
-    dtype = torch.float16 if precision == "fp16" else torch.float32
+def onnx_bytes(network: UNet | AudioEncoder, precision: ExportPrecision, max_batch: int) -> bytes:
     example = 2 if max_batch > 1 else 1  # a batch of 1 would be taken as a constant
-    faces = torch.zeros(example, *FACE_SHAPE, dtype=dtype)
-    audio = torch.zeros(example, *WINDOW_SHAPES[network.mode], dtype=dtype)
+    inputs, output = example_inputs(network, example), OUTPUTS[type(network)]
+    dtype = torch.float16 if precision == "fp16" else torch.float32
     batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else {}
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
@@ -121,40 +126,52 @@ def onnx_bytes(network: UNet, precision: ExportPrecision, max_batch: int) -> byt
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             program = torch.onnx.export(
                 copy.deepcopy(network).to(dtype),
-                (faces, audio),
+                tuple(value.to(dtype) for value in inputs.values()),
                 dynamo=True,
-                dynamic_shapes=(batch, batch),
-                input_names=["input", "audio"],
-                output_names=["output"],
+                dynamic_shapes=(batch,) * len(inputs),
+                input_names=list(inputs),
+                output_names=[output],
                 verbose=False,
             )
     finally:
         quiet.setLevel(level)
     assert program is not None
     proto = program.model_proto
-    for key, value in (("gpurender.mode", network.mode), ("gpurender.precision", precision)):
+    for key, value in (("gpurender.mode", mode_of(network)), ("gpurender.precision", precision)):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
     return proto.SerializeToString()
 
 
-def check_export(model: bytes, network: UNet, max_batch: int) -> ExportCheck:
+def check_export(model: bytes, network: UNet | AudioEncoder, max_batch: int) -> ExportCheck:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
     largest, squares, count = 0.0, 0.0, 0
     for batch in {1, max_batch}:
-        faces, audio = example_input(batch, network.mode)
-        feed = {"input": faces.numpy().astype(dtype), "audio": audio.numpy().astype(dtype)}
-        (pictures,) = session.run(["output"], feed)
+        inputs = example_inputs(network, batch)
+        (made,) = session.run(None, {name: value.numpy().astype(dtype) for name, value in inputs.items()})
         with torch.inference_mode():
-            difference = (torch.from_numpy(np.asarray(pictures, np.float32)) - network(faces, audio)).double()
+            expected = network(*inputs.values())
+        full = 1.0 if isinstance(network, UNet) else expected.abs().max()
+        difference = (torch.from_numpy(np.asarray(made, np.float32)) - expected).double() / full
         largest = max(largest, difference.abs().max().item())
         squares += difference.square().sum().item()
         count += difference.numel()
     psnr = 10 * np.log10(count / squares) if squares else float("inf")
     return ExportCheck(largest, float(psnr))
+
+
+def mode_of(network: UNet | AudioEncoder) -> Mode:
+    return network.mode if isinstance(network, UNet) else "ave"
+
+
+def example_inputs(network: UNet | AudioEncoder, batch: int) -> dict[str, Tensor]:
+    """Inputs by their names, for a network to chew on."""
+    if isinstance(network, UNet):
+        return dict(zip(("input", "audio"), example_input(batch, network.mode), strict=True))
+    return {"mel": torch.rand(batch, *MEL_SHAPE, generator=torch.Generator().manual_seed(1)) * 8 - 4}
 
 
 def example_input(batch: int, mode: Mode) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ Modules and parameters carry the names of SyncTalk_2D's 328-pixel models, so its
 are read from the weights: a half-width "mobile" checkpoint builds a half-width network.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
@@ -23,6 +24,9 @@ WINDOW_SHAPES: dict[Mode, tuple[int, int, int]] = {
     "wenet": (256, 16, 32),
 }
 """The audio input of one frame for each kind of feature."""
+
+MEL_SHAPE = (1, 80, 16)
+"""What the audio encoder hears for one feature."""
 
 FRAME_RATES: dict[Mode, int] = {"ave": 25, "hubert": 25, "wenet": 20}
 """The frames a second that each kind of network was trained at."""
@@ -262,7 +266,22 @@ def load_unet(path: str | Path, mode: Mode | None = None) -> UNet:
     Raises:
         InputError: the file is not a checkpoint, or its keys or shapes are another architecture's.
     """
+    return unet_of(path, read_weights(path), mode)
+
+
+def load_network(path: str | Path, mode: Mode | None = None) -> UNet | AudioEncoder:
+    """Load a checkpoint as the network that it is of: see `load_unet`, `load_audio_encoder`.
+
+    Raises:
+        InputError: it is neither's, or `mode` is not the U-Net's.
+    """
     weights = read_weights(path)
+    if any(re.fullmatch(r"(audio_encoder\.)?0\.conv_block\.0\.weight", name) for name in weights):
+        return audio_encoder_of(path, weights)
+    return unet_of(path, weights, mode)
+
+
+def unet_of(path: str | Path, weights: Weights, mode: Mode | None) -> UNet:
     check_keys(path, weights, UNet(), "a SyncTalk_2D 328-pixel U-Net")
 
     def out(block: str) -> int:
@@ -292,7 +311,11 @@ def load_audio_encoder(path: str | Path) -> AudioEncoder:
     Raises:
         InputError: the file is not a checkpoint, or its keys or shapes are another architecture's.
     """
-    weights = {name.removeprefix("audio_encoder."): value for name, value in read_weights(path).items()}
+    return audio_encoder_of(path, read_weights(path))
+
+
+def audio_encoder_of(path: str | Path, weights: Weights) -> AudioEncoder:
+    weights = {name.removeprefix("audio_encoder."): value for name, value in weights.items()}
     check_keys(path, weights, AudioEncoder(), "SyncTalk_2D's audio encoder")
     widths = tuple(weights[f"{i}.conv_block.0.weight"].shape[0] for i in range(len(AudioEncoder.WIDTHS)))
     if widths[-1] != AudioEncoder.WIDTHS[-1]:
