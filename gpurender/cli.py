@@ -285,7 +285,13 @@ def doctor(as_json: bool) -> None:
 
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CKPT")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.onnx", help="The file to write.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What to write: FILE.onnx, or FILE.mlpackage for Core ML.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["ave", "hubert", "wenet"]),
@@ -294,25 +300,50 @@ def doctor(as_json: bool) -> None:
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Of weights, inputs and outputs.",
+    help="Of weights, inputs and outputs.  [default: fp32 for ONNX; Core ML has fp16 only]",
 )
 @click.option(
-    "--max-batch", type=click.IntRange(1, 1024), default=64, show_default=True, help="The batch may be 1 to this."
+    "--max-batch", type=click.IntRange(1, 1024), help="The batch may be 1 to this.  [default: 64; Core ML has 1 only]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
-def export(checkpoint: Path, out: Path, mode: Any, precision: Any, max_batch: int, overwrite: bool) -> None:
-    """Export a U-Net checkpoint (.pth) to ONNX with a dynamic batch.
+def export(checkpoint: Path, out: Path, mode: Any, precision: Any, max_batch: int | None, overwrite: bool) -> None:
+    """Export a checkpoint (.pth), of a U-Net or an audio encoder, to ONNX or Core ML.
 
-    ONNX Runtime's pictures are held against the checkpoint's before anything is written.
+    ONNX has a dynamic batch. What ONNX Runtime makes of the export is held against the checkpoint before anything is
+    written. Inputs and outputs are named as in template packages: a U-Net's input, audio and output; an audio
+    encoder's mel and emb.
 
     \b
-      gpurender export checkpoint/anna/195.pth --out anna.onnx
+      gpurender export checkpoint/anna/195.pth --out generator.onnx
       gpurender export checkpoint/anna/195.pth --out anna16.onnx --precision fp16 --max-batch 32
+      gpurender export audio_visual_encoder.pth --out audio_encoder.onnx
+
+    A Core ML package is for macOS 13, iOS 16 and later, with the same names, a batch of one, all float16. It needs
+    pip install "gpurender[coreml]", on Linux or macOS.
+
+    \b
+      gpurender export checkpoint/anna/195.pth --out Generator.mlpackage
+      gpurender export audio_visual_encoder.pth --out AudioEncoder.mlpackage
+
+    Its operations are computed by torch, from the written files, and held against the checkpoint. That Apple's
+    runtimes compute the same is unproven: no package has run on an Apple device yet.
     """
+    from .progress import TerminalProgress
+
+    progress = TerminalProgress()
+    if out.suffix == ".mlpackage":
+        from .coreml import export_coreml
+
+        precision, max_batch = precision or "fp16", max_batch or 1
+        progress.stage(f"exporting {checkpoint.name} to Core ML")
+        check = export_coreml(checkpoint, out, mode=mode, precision=precision, max_batch=max_batch, overwrite=overwrite)
+        click.echo(f"wrote {out}: a Core ML program for macOS 13 and iOS 16, fp16, batch 1")
+        click.echo(f"checked operation by operation with torch, not on an Apple device: {check}")
+        return
     from .export import export_onnx
 
+    precision, max_batch = precision or "fp32", max_batch or 64
+    progress.stage(f"exporting {checkpoint.name} to ONNX")
     check = export_onnx(checkpoint, out, mode=mode, precision=precision, max_batch=max_batch, overwrite=overwrite)
     click.echo(f"wrote {out}: {precision}, batch 1 to {max_batch}")
     click.echo(f"checked with ONNX Runtime: {check}")

@@ -148,19 +148,22 @@ def check_export(model: bytes, network: UNet | AudioEncoder, max_batch: int) -> 
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
-    largest, squares, count = 0.0, 0.0, 0
+    pairs = []
     for batch in {1, max_batch}:
         inputs = example_inputs(network, batch)
         (made,) = session.run(None, {name: value.numpy().astype(dtype) for name, value in inputs.items()})
         with torch.inference_mode():
-            expected = network(*inputs.values())
-        full = 1.0 if isinstance(network, UNet) else expected.abs().max()
-        difference = (torch.from_numpy(np.asarray(made, np.float32)) - expected).double() / full
-        largest = max(largest, difference.abs().max().item())
-        squares += difference.square().sum().item()
-        count += difference.numel()
-    psnr = 10 * np.log10(count / squares) if squares else float("inf")
-    return ExportCheck(largest, float(psnr))
+            pairs.append((torch.from_numpy(np.asarray(made, np.float32)), network(*inputs.values())))
+    return difference_of(pairs, isinstance(network, UNet))
+
+
+def difference_of(pairs: list[tuple[Tensor, Tensor]], pictures: bool) -> ExportCheck:
+    """What an export made and what it should have made: pictures in 0..1, or features."""
+    full = 1.0 if pictures else max(expected.abs().max().item() for _, expected in pairs)
+    differences = torch.cat([(made - expected).double().flatten() / full for made, expected in pairs])
+    squares = differences.square().mean().item()
+    psnr = -10 * np.log10(squares) if squares else float("inf")
+    return ExportCheck(differences.abs().max().item(), float(psnr))
 
 
 def mode_of(network: UNet | AudioEncoder) -> Mode:

@@ -1,7 +1,8 @@
-"""A file that appears under its name only when it is complete."""
+"""A file or directory that appears under its name only when it is complete."""
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,7 +39,7 @@ def complete_or_absent(path: Path, overwrite: bool) -> Iterator[str]:
         if nameless is None:
             descriptor, hidden = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
             os.close(descriptor)
-            os.chmod(hidden, 0o666 & ~_umask())
+            os.chmod(hidden, 0o666 & ~umask())
             source = hidden
         else:
             hidden = path.with_name(f".{uuid4().hex}{path.suffix}")
@@ -62,6 +63,47 @@ def write_text(path: Path, text: str, overwrite: bool) -> None:
     """Write a small file, complete or not at all."""
     with complete_or_absent(path, overwrite) as name:
         Path(name).write_text(text, encoding="utf-8")
+@contextmanager
+def complete_or_absent_directory(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
+    """Yield a directory to fill, hidden beside `path`; when the block ends well it becomes `path`, else it goes.
+
+    Only a directory of the same kind is replaced: one that has the file `mark`, or an empty one. A killed process
+    leaves the hidden directory, or `path` replaced but the old one not yet deleted, under a hidden name, too.
+
+    Raises:
+        OutputError: `path` exists (unless `overwrite`) or is something else, cannot be written, or the disk is full.
+    """
+    check_output_directory(path, overwrite, mark)
+    with _output_errors(path):
+        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        old = hidden.with_name(hidden.name + ".old")
+        try:
+            os.chmod(hidden, 0o777 & ~umask())
+            yield hidden
+            check_output_directory(path, overwrite, mark)  # a rename would replace an empty directory unasked
+            if path.is_dir():
+                os.rename(path, old)
+            try:
+                os.rename(hidden, path)
+            except OSError:
+                if old.exists():
+                    os.rename(old, path)
+                raise
+        finally:
+            for leftover in (hidden, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_output_directory(path: Path, overwrite: bool, mark: str) -> None:
+    """Raise OutputError if a directory cannot be made at `path`, before any work is done for it."""
+    if path.is_dir() and not path.is_symlink():
+        if not overwrite:
+            raise OutputError(f"{path} exists; give --overwrite to replace it.")
+        if not (path / mark).is_file() and any(path.iterdir()):
+            raise OutputError(f"{path} has no {mark}: it is something else, and is not replaced. Give another name.")
+    elif os.path.lexists(path):
+        raise OutputError(f"{path} exists and is not a directory of its own; give another name.")
+    check_output(path.parent / f".{path.name}.new", overwrite=True)
 
 
 def _link(source: str, path: str | Path, nameless: int | None) -> None:
@@ -105,7 +147,7 @@ def describe(path: Path, error: OSError) -> str:
     return f"{path} could not be written ({error.strerror or error}), and nothing was left there."
 
 
-def _umask() -> int:
+def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
