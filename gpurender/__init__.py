@@ -13,7 +13,9 @@ from .features import make_features, write_features
 from .find import find_sound, find_template
 from .likeness import Figures, compare_pictures
 from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
+from .pack import pack_template
 from .paste import paste_faces, paste_faces_nv12
+from .pipeline import FrameGenerationPipeline
 from .reference import write_reference
 from .reference_set import ReferenceSet, open_reference
 from .render import make, render
@@ -27,6 +29,7 @@ __all__ = [
     "Engine",
     "Features",
     "Figures",
+    "FrameGenerationPipeline",
     "InputError",
     "OutputError",
     "ReferenceSet",
@@ -52,6 +55,7 @@ __all__ = [
     "nv12_to_rgb",
     "open_reference",
     "open_template",
+    "pack_template",
     "paste_faces",
     "paste_faces_nv12",
     "predict",

@@ -263,6 +263,51 @@ def features(sound: Path, out: Path, quiet: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("template", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="PACKAGE", help="The directory to write."
+)
+@click.option(
+    "--lossless",
+    is_flag=True,
+    help="Keep frames bit for bit: H.264 of RGB (libx264rgb, crf 0), which FFmpeg's libraries read, but NVDEC and most "
+    "players do not.  [default: visually lossless H.264 in 4:2:0, for all of them]",
+)
+@click.option("--model", type=click.Path(path_type=Path), metavar="FILE", help="The network, found as by make.")
+@click.option("--audio-encoder", type=click.Path(path_type=Path), metavar="FILE", help="Found as by make, too.")
+@click.option("--networks/--no-networks", default=True, show_default=True, help="Whether the package has them.")
+@click.option(
+    "--mode",
+    type=click.Choice(["ave", "hubert", "wenet"]),
+    help="The features that the network was trained on.  [default: what the weights tell, ave if they do not]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the package at --out.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def pack(template: Path, out: Path, quiet: bool, **options: Any) -> None:
+    """Make a template package from a SyncTalk_2D template.
+
+    A package is one video instead of a directory of pictures: full_body_video.mp4 with the frames that have landmarks,
+    cache/crop_rectangles.json with the face rectangle of each, models/generator.onnx and models/audio_encoder.onnx;
+    landmarks and parsing masks, if the template has them, numbered as the frames are. make takes it as a template, and
+    so do other implementations.
+
+    \b
+      gpurender pack dataset/anna --out anna_package
+      gpurender make --template anna_package --audio speech.wav
+
+    The package is read back and held against the template, frame by frame, before it appears at --out.
+    """
+    from .pack import pack_template
+    from .progress import TerminalProgress
+
+    packed = pack_template(template, out, progress=None if quiet else TerminalProgress("packing", "packed"), **options)
+    if not quiet:
+        for note in packed.template.notes:
+            click.echo(f"note: {note}")
+        click.echo(str(packed))
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def doctor(as_json: bool) -> None:
     """Say what this machine can do, and which path a render will take here.

@@ -89,6 +89,8 @@ def complete_or_absent_directory(path: Path, overwrite: bool, mark: str) -> Iter
                 if old.exists():
                     os.rename(old, path)
                 raise
+        except OutputError as error:
+            raise OutputError(str(error).replace(str(hidden), str(path))) from None
         finally:
             for leftover in (hidden, old):
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -38,6 +38,8 @@ class Template:
         parsing: whether there are parsing masks and they are used.
         memory_left: bytes of the budget that frames will not take.
         decoder: what decodes the frames: `dali`, `nvdec`, `pillow` or `pyav`.
+        landmark_files: each frame's, where the rectangles come from landmarks; else none.
+        mask_files: each frame's parsing mask, where they are used; else none.
         notes: what was unusual about the directory and how it was taken; why no GPU decodes; more may come as frames
             are decoded.
     """
@@ -52,6 +54,8 @@ class Template:
         memory_budget: int,
         decoder: str,
         notes: list[str],
+        landmark_files: Sequence[Path] = (),
+        mask_files: Sequence[Path] = (),
     ) -> None:
         self.path = path
         self.device = device
@@ -60,6 +64,8 @@ class Template:
         self.rects = rects
         self.parsing = masks is not None
         self.notes = notes
+        self.landmark_files = landmark_files
+        self.mask_files = mask_files
         pixels = self.width * self.height
         mask_bytes = pixels if masks else 0
         half = memory_budget // 2
@@ -154,10 +160,12 @@ def open_template(
         raise InputError(f"{path}: there is no such template directory. The bundled one is called avatar.")
     device = torch.device(device)
     notes: list[str] = []
+    landmarks: dict[int, Path] = {}
     if (path / PICTURES).is_dir():
         pictures = numbered(path / PICTURES, SUFFIXES, "frames")
         names = {number: file.name for number, file in pictures.items()}
-        rects = landmark_rects(path, names, notes)
+        landmarks = landmark_files(path, names, notes)
+        rects = landmark_rects(landmarks)
         files = open_pictures([pictures[number] for number in rects])
         source, decoded_by = choose_picture_decoder(files, decoder, device, notes)
         whose = names[next(iter(rects))]
@@ -170,7 +178,9 @@ def open_template(
         table = next((path / name for name in RECTANGLES if (path / name).is_file()), None)
         if table is None and not (path / LANDMARKS).is_dir():
             raise InputError(f"{path} has no face rectangles: {RECTANGLES[0]} is missing, and {LANDMARKS}/0.lms … too.")
-        rects = table_rects(table, len(video), notes) if table else landmark_rects(path, names, notes)
+        if table is None:
+            landmarks = landmark_files(path, names, notes)
+        rects = table_rects(table, len(video), notes) if table else landmark_rects(landmarks)
         whose = VIDEO
     else:
         raise InputError(
@@ -179,12 +189,23 @@ def open_template(
     for number, rect in rects.items():
         check_rect(names[number], rect, source.size)
     masks = None
-    if files := find_masks(path, {number: names[number] for number in rects}, parsing):
-        masks = open_pictures(files, like=(whose, source.size))
+    if mask_files := find_masks(path, {number: names[number] for number in rects}, parsing):
+        masks = open_pictures(mask_files, like=(whose, source.size))
         masks, _ = choose_picture_decoder(masks, BESIDE_VIDEO.get(decoder, decoder), device, notes)
     if memory_budget is None:
         memory_budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_MEMORY_BUDGET
-    return Template(path, source, torch.tensor(list(rects.values())), masks, device, memory_budget, decoded_by, notes)
+    return Template(
+        path,
+        source,
+        torch.tensor(list(rects.values())),
+        masks,
+        device,
+        memory_budget,
+        decoded_by,
+        notes,
+        list(landmarks.values()),
+        mask_files,
+    )
 
 
 # --- which files belong together -------------------------------------------------------------------------------------
@@ -206,8 +227,12 @@ def numbered(directory: Path, suffixes: tuple[str, ...], what: str) -> dict[int,
     return dict(sorted(found.items()))
 
 
-def landmark_rects(path: Path, names: dict[int, str], notes: list[str]) -> dict[int, Rect]:
-    """The face rectangle of each frame, by its number, from the landmark files."""
+def landmark_rects(landmarks: dict[int, Path]) -> dict[int, Rect]:
+    return {number: face_rect(file) for number, file in landmarks.items()}
+
+
+def landmark_files(path: Path, names: dict[int, str], notes: list[str]) -> dict[int, Path]:
+    """The landmark file of each frame, by the frame's number."""
     landmarks = numbered(path / LANDMARKS, (".lms",), "landmark files")
     shift = numbering_shift(names, landmarks)
     if shift:
@@ -230,7 +255,7 @@ def landmark_rects(path: Path, names: dict[int, str], notes: list[str]) -> dict[
             + "; ".join(details)
             + "."
         )
-    return {number: face_rect(landmarks[mate]) for number, mate in mates.items()}
+    return {number: landmarks[mate] for number, mate in mates.items()}
 
 
 def table_rects(file: Path, frames: int, notes: list[str]) -> dict[int, Rect]:

@@ -8,7 +8,6 @@ talking   the U-Net: from template and what is heard to the picture      talking
 measure   sentences and voices that were not learnt, rendered            measure.py
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,9 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..encode import write_frames
 from ..export import export_onnx
 from ..output import complete_or_absent
+from ..pack import write_rectangles, write_video
 from ..rectangles import Rect, face_rect
 from ..template import open_template
 from .character import REST, Head
@@ -40,6 +39,7 @@ HELLO = (
 HELLO_VOICE, HELLO_WORDS_PER_MINUTE = "en-us+f2", 158
 PICTURED_SECONDS = (0.2, 0.72, 1.6, 2.6)
 
+VIDEO_QUALITY = 15  # a drawing takes it well, and the package is to be small
 MARGIN = 20 / 328  # of a face rectangle's side
 
 SENTENCES = 3000
@@ -102,29 +102,23 @@ def save(network: nn.Module, file: Path) -> None:
 
 def write_template(avatar: Path) -> None:
     """The template as a package: video, rectangles, landmarks and parsing masks."""
-    for directory in ("cache", "landmarks", "models", "parsing"):
+    for directory in ("landmarks", "models", "parsing"):
         (avatar / directory).mkdir(parents=True, exist_ok=True)
-    rects = {}
+    rects = []
     for frame in range(FRAMES):
         file = avatar / "landmarks" / f"{frame}.lms"
         file.write_text("".join(f"{x:.1f} {y:.1f}\n" for x, y in landmarks(frame)), "ascii")
         rect = face_rect(file)
-        rects[str(frame)] = {"rect": list(rect)}
+        rects.append(rect)
         write_mask(avatar / "parsing" / f"{frame}.png", rect)
-    (avatar / "cache" / "crop_rectangles.json").write_text(json.dumps(rects), "ascii")
+    write_rectangles(avatar, rects)
 
     def pictures(frames: Iterable[int]) -> Iterator[Tensor]:
         for frame in frames:
             yield torch.from_numpy(draw(frame, REST)).permute(2, 0, 1)[None]
 
-    video = avatar / "full_body_video.mp4"
-    write_frames(
-        pictures(tqdm(range(FRAMES), desc="drawing the template", unit=" frames")),
-        video,
-        fps=FPS,
-        quality=15,
-        overwrite=True,
-    )
+    frames = pictures(tqdm(range(FRAMES), desc="drawing the template", unit=" frames"))
+    write_video(avatar, frames, fps=FPS, quality=VIDEO_QUALITY)
 
 
 def write_mask(file: Path, rect: Rect) -> None:

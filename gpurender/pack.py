@@ -1,0 +1,258 @@
+"""A template -> a template package, as digital-clone publishes them: a video, face rectangles, networks in ONNX."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import av
+import av.error
+import onnx
+import torch
+from av.video.stream import VideoStream
+from torch import Tensor
+
+from .encode import write_frames
+from .engine import load_audio_engine
+from .errors import InputError, OutputError
+from .export import OUTPUTS, cached_onnx, export_onnx
+from .find import find_audio_encoder, find_network, find_template
+from .halves import read_network
+from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
+from .output import check_output_directory, complete_or_absent_directory, describe
+from .rectangles import Rect
+from .render import Progress, Silent
+from .software_encoder import host_pictures, planar_frame
+from .template import LANDMARKS, RECTANGLES, VIDEO, Template, open_template
+
+GENERATOR, AUDIO_ENCODER = "models/generator.onnx", "models/audio_encoder.onnx"
+QUALITY = 8
+BLOCK = 8  # frames at a time
+
+
+class Packed(NamedTuple):
+    """What was packed."""
+
+    out: Path
+    template: Template
+    """the one that was packed; it may have notes"""
+    mode: Mode
+    lossless: bool
+    psnr_db: float
+    """of the worst of the video's frames against the template's; infinite for equal ones"""
+    networks: tuple[str, ...]
+    bytes: int
+
+    def __str__(self) -> str:
+        frames = (
+            "bit for bit the template's" if self.lossless else f"within {self.psnr_db:.1f} dB PSNR of the template's"
+        )
+        networks = f", {' and '.join(self.networks)} for {self.mode} features" if self.networks else ", no networks"
+        size = f"{self.template.width}×{self.template.height}"
+        parsing = ", with parsing" if self.template.parsing else ""
+        return (
+            f"wrote {self.out}: {len(self.template)} frames of {size}, {frames} the template's{parsing}{networks}; "
+            f"{self.bytes / 1e6:.1f} MB"
+        )
+
+
+def pack_template(
+    template: str | Path,
+    out: str | Path,
+    *,
+    lossless: bool = False,
+    model: str | Path | None = None,
+    audio_encoder: str | Path | None = None,
+    networks: bool = True,
+    mode: Mode | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Packed:
+    """Make a template package: everything that `gpurender pack` does.
+
+    The package holds the template's frames, in their order and without those that lack landmarks, as
+    `full_body_video.mp4`; their face rectangles as `cache/crop_rectangles.json`; landmarks and parsing masks, numbered
+    as the frames are, where the template has them; and the networks in float32 as `models/generator.onnx` and, for
+    `ave` features, `models/audio_encoder.onnx`. It is read back and compared before it appears.
+
+    Args:
+        template: a template directory, see `open_template`; or `avatar`, the bundled one.
+        out: the package, a directory.
+        lossless: keep the frames bit for bit, as H.264 of RGB; NVDEC and most players cannot read it. Otherwise H.264
+            in 4:2:0 that all of them read, visually lossless.
+        model, audio_encoder: the networks, `.pth` or `.onnx`; None looks where `find_network` and `find_audio_encoder`
+            say.
+        networks: whether the package gets them at all.
+        mode: the kind of features of the network, see `load_unet`.
+        overwrite: replace `out` if it is a package.
+        progress: is told about stages and frames.
+
+    Raises:
+        InputError, OutputError: with what to do about it; nothing is left at `out` then.
+    """
+    progress = progress or Silent()
+    path, out = find_template(template), Path(out)
+    check_output_directory(out, overwrite, VIDEO)
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
+        raise OutputError(f"{out} holds the template {path} itself; give another name.")
+    person = open_template(path)
+    if not lossless and (person.width % 2 or person.height % 2):
+        raise InputError(
+            f"{path} has frames of {person.width}×{person.height}, but H.264 in 4:2:0 has even sizes only; "
+            "give --lossless."
+        )
+    generator = Path(model or find_network(path)) if networks else None
+    kind = network_mode(generator, mode) if generator else mode or "ave"
+    if audio_encoder is not None and kind != "ave":
+        raise InputError(f"{generator} takes {kind} features, which no audio encoder makes; leave out {audio_encoder}.")
+    listener = Path(audio_encoder or find_audio_encoder(path)) if generator and kind == "ave" else None
+    if listener:
+        load_audio_engine(listener)  # which says what is wrong with it
+    with complete_or_absent_directory(out, overwrite, VIDEO) as package:
+        if generator:
+            write_generator(generator, package, kind, progress)
+        if listener:
+            write_audio_encoder(listener, package, progress)
+        write_rectangles(package, [cast(Rect, tuple(rect)) for rect in person.rects.tolist()])
+        copy_numbered(landmark_files(person), package / LANDMARKS)
+        copy_numbered(person.mask_files, package / "parsing")
+        frames = progress.frames(blocks(person), len(person))
+        write_video(package, frames, fps=FRAME_RATES[kind], lossless=lossless)
+        progress.stage("comparing the package with the template")
+        psnr = compare(person, open_template(package), lossless)
+        size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
+    made = tuple(Path(name).name for name, of in ((GENERATOR, generator), (AUDIO_ENCODER, listener)) if of)
+    return Packed(out, person, kind, lossless, psnr, made, size)
+
+
+# --- frames and what goes with them ----------------------------------------------------------------------------------
+
+
+def write_rectangles(package: Path, rects: Sequence[Rect]) -> None:
+    """Write the face rectangles `(x0,y0,x1,y1)` of frames 0 to N-1."""
+    file = package / RECTANGLES[0]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({str(i): {"rect": list(rect)} for i, rect in enumerate(rects)}), "ascii")
+
+
+def write_video(
+    package: Path, batches: Iterable[Tensor], *, fps: float, lossless: bool = False, quality: int = QUALITY
+) -> None:
+    """Write a package's frames, from batches (B,3,H,W) uint8 RGB; what was there is written over.
+
+    Raises:
+        OutputError: the video cannot be written.
+    """
+    file = package / VIDEO
+    if lossless:
+        write_lossless(file, batches, Fraction(fps).limit_denominator(1001))
+    else:
+        write_frames(batches, file, fps=fps, quality=quality, overwrite=True)
+
+
+def write_lossless(file: Path, batches: Iterable[Tensor], rate: Fraction) -> None:
+    """H.264 of RGB, without loss: x264 at rate factor 0. PyAV and FFmpeg read it, NVDEC and browsers do not."""
+    try:
+        with av.open(str(file.absolute()), "w", options={"movflags": "+faststart"}) as container:
+            options = {
+                "crf": "0",
+                "preset": "veryfast",
+                "g": "25",
+            }  # a keyframe a second: frames are read backwards, too
+            stream = cast(VideoStream, container.add_stream("libx264rgb", rate, options=options))
+            stream.pix_fmt = "rgb24"
+            for count, pixels in enumerate(host_pictures(batches)):
+                if count == 0:
+                    stream.height, stream.width = pixels.shape[1:]
+                frame = planar_frame(pixels).reformat(format="rgb24")
+                frame.pts, frame.time_base = count, 1 / rate
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except av.error.FFmpegError as error:
+        raise OutputError(describe(file, OSError(error.errno, error.strerror))) from error
+
+
+def blocks(template: Template) -> Iterator[Tensor]:
+    for start in range(0, len(template), BLOCK):
+        yield template.frames(range(start, min(start + BLOCK, len(template))))[0]
+
+
+def landmark_files(template: Template) -> Sequence[Path]:
+    """A template's landmarks; also those that a package has beside its rectangles."""
+    beside = [template.path / LANDMARKS / f"{i}.lms" for i in range(len(template))]
+    return template.landmark_files or ([] if not all(file.is_file() for file in beside) else beside)
+
+
+def copy_numbered(files: Sequence[Path], directory: Path) -> None:
+    if files:
+        directory.mkdir()
+    for number, file in enumerate(files):
+        shutil.copyfile(file, directory / f"{number}{file.suffix.lower()}")
+
+
+def compare(template: Template, package: Template, lossless: bool) -> float:
+    """Read a package back: the PSNR of the worst frame in decibels.
+
+    Raises:
+        OutputError: it is not what the template is.
+    """
+    if not torch.equal(template.rects, package.rects) or template.parsing != package.parsing:
+        raise OutputError(f"the package does not read back as {template.path.name}, so nothing was left.")
+    worst = float("inf")
+    for ours, theirs in zip(blocks(template), blocks(package), strict=True):
+        if lossless and not torch.equal(ours, theirs):
+            raise OutputError(f"the video did not keep {template.path.name}'s frames bit for bit, so nothing was left.")
+        errors = (ours.float() - theirs.float()).square().flatten(1).mean(1)
+        worst = min(worst, 10 * math.log10(255**2 / errors.max().item()) if errors.any() else worst)
+    return worst
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+def network_mode(network: Path, mode: Mode | None) -> Mode:
+    """The kind of features that a U-Net takes; says what is wrong with it."""
+    if network.suffix == ".pth":
+        return load_unet(network, mode).mode
+    if network.suffix == ".onnx":
+        return read_network(network, mode)[1]
+    raise InputError(f"{network}: a network is an .onnx export or a .pth checkpoint.")
+
+
+def write_generator(network: Path, package: Path, mode: Mode, progress: Progress) -> None:
+    if network.suffix == ".pth":
+        network = cached_onnx(network, mode, progress.stage)
+    model, _ = read_network(network, mode)
+    write_onnx(network, model, ("input", "audio"), OUTPUTS[UNet], package / GENERATOR)
+
+
+def write_audio_encoder(encoder: Path, package: Path, progress: Progress) -> None:
+    if encoder.suffix == ".onnx":
+        write_onnx(encoder, onnx.load(encoder), ("mel",), OUTPUTS[AudioEncoder], package / AUDIO_ENCODER)
+    else:
+        progress.stage(f"exporting {encoder.name} to ONNX")
+        (package / AUDIO_ENCODER).parent.mkdir(exist_ok=True)
+        export_onnx(encoder, package / AUDIO_ENCODER)
+
+
+def write_onnx(source: Path, model: onnx.ModelProto, inputs: tuple[str, ...], output: str, out: Path) -> None:
+    """Write a network as one file, its inputs, in their order, and its output under other names."""
+    import onnx_ir  # slow to import, and needed here only
+
+    graph = onnx_ir.from_proto(model)
+    weights = set(graph.graph.initializers)  # old exporters list them as inputs too
+    given = [value for value in graph.graph.inputs if value.name not in weights]
+    ports = [*zip(given, inputs, strict=True), (graph.graph.outputs[0], output)]
+    taken = {value.name for node in graph.graph.all_nodes() for value in node.outputs} | weights
+    taken |= {value.name for value in graph.graph.inputs}
+    for value, name in ports:
+        if value.name != name and name in taken:
+            raise InputError(f"{source} uses the name {name} for something else; export the checkpoint instead.")
+    for value, name in ports:
+        value.name = name
+    out.parent.mkdir(exist_ok=True)
+    out.write_bytes(onnx_ir.to_proto(graph).SerializeToString())
