@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import TINY
 from seeds import seeded_weights
 from torch import nn
@@ -17,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import gpurender.coreml as module
 from gpurender import InputError, OutputError, UNet, load_audio_encoder, load_unet
+from gpurender.cli import main
 from gpurender.coreml import Constants, convert, evaluate, export_coreml, quiet
 from gpurender.export import example_inputs
 from gpurender.network import WINDOW_SHAPES, Mode
@@ -206,3 +208,12 @@ def test_refusals(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(InputError, match=r'not installed; pip install "gpurender\[coreml\]"'):
         export_coreml(tiny, tmp_path / "a.mlpackage")
     assert sorted(os.listdir(tmp_path)) == ["mine.mlpackage", "tiny.pth"]
+
+
+def test_from_the_command_line(coremltools: Any, tmp_path: Path, tiny_encoder: Path) -> None:
+    out = str(tmp_path / "AudioEncoder.mlpackage")
+    result = CliRunner().invoke(main, ["export", str(tiny_encoder), "--out", out], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {out}: a Core ML program for macOS 13 and iOS 16, fp16, batch 1" in result.stdout
+    assert "checked operation by operation with torch, not on an Apple device: largest difference" in result.stdout
+    assert "converting" not in result.stderr.lower()  # coremltools' own bars

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from gpurender import InputError, OutputError, UNet, export_onnx
+from gpurender import InputError, OutputError, UNet, export_onnx, load_audio_engine
 from gpurender.export import cache_directory, cached_onnx, example_input
 from gpurender.seeds import seeded_weights
 
@@ -40,6 +40,21 @@ def test_other_modes(tmp_path: Path, mode: str) -> None:
     assert export_onnx(tmp_path / "a.pth", tmp_path / "a.onnx", mode=mode).psnr_db > 80  # pyright: ignore
     shapes = [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in onnx.load(tmp_path / "a.onnx").graph.input]
     assert shapes[1][1:] == ([32, 32, 32] if mode == "hubert" else [256, 16, 32])
+
+
+def test_an_audio_encoder(tmp_path: Path, seeded_encoder: Path) -> None:
+    check = export_onnx(seeded_encoder, tmp_path / "audio_encoder.onnx")
+    assert check.psnr_db > 100
+    session = onnxruntime.InferenceSession(tmp_path / "audio_encoder.onnx", providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [("mel", [1, 80, 16])]
+    assert [(o.name, o.shape[1:]) for o in session.get_outputs()] == [("emb", [512])]
+    mel = torch.rand(5, 1, 80, 16, generator=torch.Generator().manual_seed(2)) * 8 - 4
+    (features,) = session.run(None, {"mel": mel.numpy()})
+    with torch.inference_mode():
+        expected = load_audio_engine(seeded_encoder)(mel)
+    np.testing.assert_allclose(np.asarray(features), expected, atol=1e-4)
+    with pytest.raises(InputError, match="is an audio encoder, which is exported in fp32 only"):
+        export_onnx(seeded_encoder, tmp_path / "b.onnx", precision="fp16")
 
 
 def test_half_precision_all_through(tmp_path: Path, tiny_unet: Path) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import MakeTemplate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 
 import gpurender.output as output_module
 from gpurender import InputError, OutputError, load_audio_engine, load_features, make, make_features, write_features
+from gpurender.cli import main
 from gpurender.features import BLOCK
 
 SHAPES = [(512,), (2, 1024), (2048,), (16, 512), (8192,), (32, 16, 16), (32, 32, 32)]
@@ -148,3 +151,23 @@ def test_an_error_in_the_middle_leaves_nothing(speech: Path, tmp_path: Path) -> 
             write_features(features, tmp_path / name)
     assert calls == 2
     assert os.listdir(tmp_path) == ["speech.wav"]
+
+
+def test_from_the_command_line(
+    make_template: MakeTemplate, speech: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_encoder, make_template() / "audio_encoder.pth")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(main, ["features", *words], catch_exceptions=False)
+        return result.exit_code, result.stdout, result.stderr
+
+    code, said, progress = run("speech.wav", "--template", "anna", "--out", "a.bin", "--device", "cpu")
+    assert (code, said) == (0, "wrote a.bin: ave features of 36 frames, (36, 512)\n")
+    assert "heard 36 of 36 frames" in progress
+    assert run("a.bin", "--out", "b.npy", "--quiet") == (0, "", "")
+    assert np.load("b.npy").tobytes() == Path("a.bin").read_bytes()
+    code, said, _ = run("speech.wav", "--audio-encoder", "anna/audio_encoder.pth", "--out", "b.npy", "--overwrite")
+    assert code == 0
+    assert np.load("b.npy").tobytes() == Path("a.bin").read_bytes()

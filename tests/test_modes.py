@@ -1,6 +1,7 @@
 """Networks that hear `hubert` and `wenet` features, from feature file to video: frames, rates and windows."""
 
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -17,7 +18,6 @@ from gpurender import (
     InputError,
     UNet,
     crop_faces,
-    export_onnx,
     face_input,
     frame_order,
     load_engine,
@@ -30,6 +30,7 @@ from gpurender import (
     write_features,
 )
 from gpurender.cli import main
+from gpurender.export import cached_onnx
 from gpurender.network import WINDOW_SHAPES, Mode
 
 MODES: list[Mode] = ["hubert", "wenet"]
@@ -67,7 +68,7 @@ def window(array: np.ndarray, mode: Mode, frame: int) -> torch.Tensor:
     return torch.from_numpy(rows.reshape(1, *SHAPES[mode]))
 
 
-@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+@pytest.mark.parametrize(("mode", "runtime"), [("hubert", "torch"), ("wenet", "torch"), ("wenet", "openvino")])
 def test_golden_pictures_by_the_engines(shared: Path, tmp_path: Path, mode: Mode, runtime: str) -> None:
     """The full-width networks of the golden numbers, from a checkpoint, as `make` loads them."""
     golden = json.loads((shared / "golden" / "unet.json").read_text())["modes"][mode]
@@ -119,7 +120,7 @@ def test_from_the_command_line(
 ) -> None:
     """A feature file as another implementation writes it, the network beside the template, sound to go with it."""
     template = make_template()
-    export_onnx(checkpoint, template / "unet.onnx", mode=mode)
+    shutil.copy(cached_onnx(checkpoint, mode), template / "unet.onnx")
     np.save(tmp_path / "a.npy", numbers(mode, 31))
     write_features(load_features(tmp_path / "a.npy"), tmp_path / "a.bin")
     assert json.loads((tmp_path / "a.bin.json").read_text())["shape"] == [31, *ROWS[mode]]
@@ -144,7 +145,7 @@ def test_networks_for_other_features_are_refused(
     np.save(tmp_path / "a.npy", numbers(mode, 3))
     with pytest.raises(InputError, match=rf"tiny\.onnx takes input .* audio \[.*,32,16,16\]; .*\({mode}\)"):
         make(template, tmp_path / "a.npy", tmp_path / "a.mp4", model=tiny_onnx)
-    export_onnx(checkpoint, tmp_path / "network.onnx", mode=mode)
+    shutil.copy(cached_onnx(checkpoint, mode), tmp_path / "network.onnx")
     np.save(tmp_path / "ave.npy", np.zeros((3, 512), np.float32))
     with pytest.raises(InputError, match=r"network\.onnx takes input .*\(ave\)"):
         make(template, tmp_path / "ave.npy", tmp_path / "a.mp4", model=tmp_path / "network.onnx")

@@ -33,11 +33,18 @@ def features(tmp_path: Path) -> Path:
     return tmp_path / "aud.npy"
 
 
+@pytest.fixture(scope="session")
+def encoder_onnx(tiny_encoder: Path) -> Path:
+    out = tiny_encoder.with_suffix(".onnx")
+    export_onnx(tiny_encoder, out)
+    return out
+
+
 @pytest.fixture
-def with_networks(tiny_unet: Path, tiny_encoder: Path) -> Any:
+def with_networks(tiny_onnx: Path, encoder_onnx: Path) -> Any:
     def add(template: Path) -> Path:
-        shutil.copy(tiny_unet, template / "unet.pth")
-        shutil.copy(tiny_encoder, template / "audio_encoder.pth")
+        shutil.copy(tiny_onnx, template / "unet.onnx")
+        shutil.copy(encoder_onnx, template / "audio_encoder.onnx")
         return template
 
     return add
@@ -66,10 +73,10 @@ def photographs(path: Path, frames: int = 6) -> Path:
     for directory in ("full_body_img", "landmarks"):
         (path / directory).mkdir(parents=True)
     for i in range(frames):
-        pixels = shown[i, :, 60:540, 400:880].permute(1, 2, 0).numpy()
+        pixels = shown[i, :, 60:700, 320:960].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(path / "full_body_img" / f"{i}.jpg", quality=95)
         x0, y0, x1, _ = avatar.rects[i].tolist()
-        (path / "landmarks" / f"{i}.lms").write_text(landmarks(x0 - 400, y0 - 60, x1 - 400))
+        (path / "landmarks" / f"{i}.lms").write_text(landmarks(x0 - 320, y0 - 60, x1 - 320))
     return path
 
 
@@ -77,10 +84,10 @@ def photographs(path: Path, frames: int = 6) -> Path:
 
 
 def test_a_package_has_what_published_ones_have(
-    make_template: MakeTemplate, with_networks: Any, tmp_path: Path
+    make_template: MakeTemplate, tiny_unet: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    path, out = with_networks(make_template(parsing=True)), tmp_path / "package"
-    packed = pack_template(path, out)
+    path, out = make_template(parsing=True), tmp_path / "package"
+    packed = pack_template(path, out, model=tiny_unet, audio_encoder=tiny_encoder)
     assert listing(out) == sorted(
         [
             *(VIDEO, "cache/crop_rectangles.json", "models/audio_encoder.onnx", "models/generator.onnx"),
@@ -111,9 +118,16 @@ def test_a_package_has_what_published_ones_have(
 
 
 def test_a_lossless_package_renders_the_same_bits(
-    make_template: MakeTemplate, with_networks: Any, features: Path, speech: Path, tmp_path: Path
+    make_template: MakeTemplate,
+    tiny_unet: Path,
+    tiny_encoder: Path,
+    features: Path,
+    speech: Path,
+    tmp_path: Path,
 ) -> None:
-    path = with_networks(make_template(width=321, height=241, parsing=True))
+    path = make_template(width=321, height=241, parsing=True)
+    shutil.copy(tiny_unet, path / "unet.pth")
+    shutil.copy(tiny_encoder, path / "audio_encoder.pth")
     packed = pack_template(path, tmp_path / "package", lossless=True)
     assert packed.psnr_db == float("inf")
     with av.open(str(tmp_path / "package" / VIDEO)) as container:
@@ -177,18 +191,23 @@ def test_packing_a_package_keeps_all_of_it(make_template: MakeTemplate, with_net
 
 
 def test_a_package_as_others_publish_it(
-    make_package: MakeTemplate, tiny_unet: Path, tiny_encoder: Path, speech: Path, tmp_path: Path
+    make_package: MakeTemplate,
+    tiny_unet: Path,
+    tiny_encoder: Path,
+    tiny_onnx: Path,
+    encoder_onnx: Path,
+    speech: Path,
+    tmp_path: Path,
 ) -> None:
     """No landmarks, no parsing, the table in the package's root: rendered with the networks in it."""
     package = make_package(frames=6)
     (package / "cache/crop_rectangles.json").rename(package / "crop_rectangles.json")
     (package / "models").mkdir()
-    export_onnx(tiny_unet, package / "models/generator.onnx")
-    export_onnx(tiny_encoder, package / "models/audio_encoder.onnx")
+    shutil.copy(tiny_onnx, package / "models/generator.onnx")
+    shutil.copy(encoder_onnx, package / "models/audio_encoder.onnx")
     frames = rendered(package, speech, tmp_path / "a")
-    assert np.array_equal(
-        frames, rendered(package, speech, tmp_path / "b", model=tiny_unet, audio_encoder=tiny_encoder)
-    )
+    others = rendered(package, speech, tmp_path / "b", model=tiny_unet, audio_encoder=tiny_encoder)
+    assert np.abs(frames.astype(int) - others).max() <= 1
     assert len(frames) == 36
 
 
