@@ -63,6 +63,8 @@ def write_text(path: Path, text: str, overwrite: bool) -> None:
     """Write a small file, complete or not at all."""
     with complete_or_absent(path, overwrite) as name:
         Path(name).write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def complete_or_absent_directory(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
     """Yield a directory to fill, hidden beside `path`; when the block ends well it becomes `path`, else it goes.
@@ -99,10 +101,12 @@ def complete_or_absent_directory(path: Path, overwrite: bool, mark: str) -> Iter
 def check_output_directory(path: Path, overwrite: bool, mark: str) -> None:
     """Raise OutputError if a directory cannot be made at `path`, before any work is done for it."""
     if path.is_dir() and not path.is_symlink():
+        if not any(path.iterdir()):
+            return  # nothing is lost
+        if not (path / mark).is_file():
+            raise OutputError(f"{path} has no {mark}: it is something else, and is not replaced. Give another name.")
         if not overwrite:
             raise OutputError(f"{path} exists; give --overwrite to replace it.")
-        if not (path / mark).is_file() and any(path.iterdir()):
-            raise OutputError(f"{path} has no {mark}: it is something else, and is not replaced. Give another name.")
     elif os.path.lexists(path):
         raise OutputError(f"{path} exists and is not a directory of its own; give another name.")
     check_output(path.parent / f".{path.name}.new", overwrite=True)

@@ -6,6 +6,8 @@ from .audio import FEATURE_FILES, load_features
 from .errors import InputError
 from .find import find_sound
 from .network import WINDOW_SHAPES, Mode
+from .reference import write_reference
+from .reference_set import ReferenceSet
 from .render import Progress, make
 
 
@@ -90,6 +92,33 @@ class FrameGenerationPipeline:
             progress=progress,
         )
         return str(output_path)
+
+    def generate_reference_outputs(
+        self,
+        audio_features_path: str | Path,
+        template_dir: str | Path,
+        output_dir: str | Path,
+        num_sample_frames: int = 5,
+        *,
+        overwrite: bool = False,
+    ) -> ReferenceSet:
+        """Write sample frames and the numbers behind them, for other implementations to be held against.
+
+        Args:
+            audio_features_path, template_dir: see `generate_video`.
+            output_dir, num_sample_frames, overwrite: see `write_reference`.
+        """
+        self._check_features(audio_features_path)
+        return write_reference(
+            template_dir,
+            audio_features_path,
+            output_dir,
+            frames=num_sample_frames,
+            model=self.checkpoint,
+            device=self.device,
+            parsing=False,
+            overwrite=overwrite,
+        )
 
     def _check_features(self, path: str | Path) -> None:
         stored = find_sound(path).suffix.lower() in FEATURE_FILES

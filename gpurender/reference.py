@@ -5,13 +5,10 @@ What is written, and how another program reads it: `gpurender.reference_set`.
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -19,10 +16,10 @@ from PIL import Image
 from .audio import FEATURE_FILES, Features, load_features
 from .crop import INNER, crop_faces, face_input
 from .engine import Engine, EngineName, load_audio_engine, load_engine, predict, resolve_device
-from .errors import InputError, OutputError
+from .errors import InputError
 from .find import find_audio_encoder, find_network, find_sound, find_template
 from .network import WINDOW_SHAPES
-from .output import check_output, describe
+from .output import check_output_directory, complete_or_absent_directory
 from .paste import paste_faces
 from .reference_set import ARRAYS, FORMAT, METADATA, VERSION, ReferenceSet, open_reference
 from .report import installed
@@ -67,7 +64,9 @@ def write_reference(
         InputError, DeviceError, OutputError: with what to do about it; nothing is left at `out` then.
     """
     out = Path(out)
-    check_place(out, overwrite)
+    check_output_directory(out, overwrite, METADATA)
+    if out.is_dir():
+        open_reference(out)  # else it is not ours to replace
     if frames < 1:
         raise InputError(f"{frames} sample frames cannot be taken; give at least 1.")
     template, audio, place = find_template(template), find_sound(audio), resolve_device(device)
@@ -86,7 +85,7 @@ def write_reference(
 
     last, count = len(features) - 1, min(frames, len(features))
     indices = [round(k * last / (count - 1)) for k in range(count)] if count > 1 else [0]
-    with complete_or_absent_set(out, overwrite) as directory:
+    with complete_or_absent_directory(out, overwrite, METADATA) as directory:
         (directory / "frames").mkdir()
         (directory / "samples").mkdir()
         samples = []
@@ -161,41 +160,3 @@ def named(file: Path) -> dict[str, str]:
 def hash_of(file: Path) -> str:
     with open(file, "rb") as stream:
         return file_digest(stream, "sha256").hexdigest()
-
-
-# --- a directory that appears only when it is complete ---------------------------------------------------------------
-
-
-def check_place(out: Path, overwrite: bool) -> None:
-    """Raise OutputError if no set can be written at `out`; only another reference set is ever replaced."""
-    if not out.is_dir():
-        check_output(out, overwrite=False)
-    elif any(out.iterdir()):
-        if not (out / METADATA).is_file():
-            raise OutputError(f"{out} is a directory with other files; give the name of a new one.")
-        if not overwrite:
-            raise OutputError(f"{out} exists; give --overwrite to replace it.")
-        open_reference(out)  # else it is not ours to remove
-
-
-@contextmanager
-def complete_or_absent_set(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a directory to write to, which is at `out` when the block ends well, else gone."""
-    hidden = out.with_name(f".{uuid4().hex}")
-    try:
-        hidden.mkdir()
-        yield hidden
-        check_place(out, overwrite)
-        if out.is_dir():
-            earlier = hidden.with_name(f"{hidden.name}.earlier")
-            os.rename(out, earlier)
-            os.rename(hidden, out)
-            shutil.rmtree(earlier)
-        else:
-            os.rename(hidden, out)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(describe(out, error)) from None
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)

@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from gpurender import AudioEncoder, UNet, export_onnx
+from gpurender.network import Mode
 from gpurender.seeds import seeded_weights
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -93,6 +94,19 @@ def tiny_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save(AudioEncoder(TINY_ENCODER), tmp_path_factory.mktemp("networks") / "tiny_encoder.pth")
+
+
+@pytest.fixture(scope="session")
+def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mode], Path]:
+    """A checkpoint for a kind of features; always the same file, so that its cached export serves all tests."""
+    directory = tmp_path_factory.mktemp("networks")
+
+    def checkpoint(mode: Mode) -> Path:
+        path = directory / f"{mode}.pth"
+        audio = {"audio": (256, 16, 16, 16, 16)} if mode == "wenet" else {}
+        return path if path.exists() else _save(UNet(mode, **(TINY | audio)), path)  # pyright: ignore
+
+    return checkpoint
 
 
 @pytest.fixture(scope="session")

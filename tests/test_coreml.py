@@ -4,6 +4,7 @@ import copy
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import TINY
-from seeds import seeded_weights
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -22,6 +22,7 @@ from gpurender.cli import main
 from gpurender.coreml import Constants, convert, evaluate, export_coreml, quiet
 from gpurender.export import example_inputs
 from gpurender.network import WINDOW_SHAPES, Mode
+from gpurender.seeds import seeded_weights
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +81,11 @@ def folded_weights(network: nn.Module, inputs: dict[str, torch.Tensor]) -> list[
 
 
 @pytest.mark.parametrize("mode", ["ave", "hubert", "wenet"])
-def test_names_shapes_types_and_weights(coremltools: Any, tmp_path: Path, mode: Mode) -> None:
-    audio = (256, 16, 16, 16, 16) if mode == "wenet" else (32, 16, 16, 16, 16)
-    torch.save(seeded_weights(UNet(mode, **(TINY | {"audio": audio}))), tmp_path / "a.pth")  # pyright: ignore
+def test_names_shapes_types_and_weights(
+    coremltools: Any, tmp_path: Path, tiny_of: Callable[[Mode], Path], mode: Mode
+) -> None:
     package = tmp_path / "Generator.mlpackage"
-    check = export_coreml(tmp_path / "a.pth", package, mode=mode)
+    check = export_coreml(tiny_of(mode), package, mode=mode)
     assert check.psnr_db > 40
     spec = load_spec(coremltools, package)
     half = coremltools.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT16
@@ -97,7 +98,7 @@ def test_names_shapes_types_and_weights(coremltools: Any, tmp_path: Path, mode: 
     assert spec.specificationVersion == 7  # macOS 13, iOS 16
     assert spec.description.metadata.userDefined["gpurender.mode"] == mode
 
-    network = load_unet(tmp_path / "a.pth", mode)
+    network = load_unet(tiny_of(mode), mode)
     expected = folded_weights(network, example_inputs(network, 1))
     found = weights_in(coremltools, package)
     assert len(found) == len(expected) == 2 * 93

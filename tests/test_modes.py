@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -9,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TINY, MakeTemplate
+from conftest import MakeTemplate
 from PIL import Image
-from seeds import seeded_weights
 from test_network import golden_face
 
 from gpurender import (
@@ -32,16 +32,12 @@ from gpurender import (
 from gpurender.cli import main
 from gpurender.export import cached_onnx
 from gpurender.network import WINDOW_SHAPES, Mode
+from gpurender.seeds import seeded_weights
 
 MODES: list[Mode] = ["hubert", "wenet"]
 ROWS = {"hubert": (2, 1024), "wenet": (16, 512)}
 RATES = {"hubert": 25, "wenet": 20}
 SHAPES = {"hubert": (32, 32, 32), "wenet": (256, 16, 32)}
-
-
-def tiny_network(mode: Mode) -> UNet:
-    audio = (256, 16, 16, 16, 16) if mode == "wenet" else (32, 16, 16, 16, 16)
-    return UNet(mode, **(TINY | {"audio": audio}))  # pyright: ignore
 
 
 @pytest.fixture(params=MODES)
@@ -50,9 +46,8 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 
 @pytest.fixture
-def checkpoint(mode: Mode, tmp_path: Path) -> Path:
-    torch.save(seeded_weights(tiny_network(mode)), tmp_path / f"{mode}.pth")
-    return tmp_path / f"{mode}.pth"
+def checkpoint(mode: Mode, tiny_of: Callable[[Mode], Path]) -> Path:
+    return tiny_of(mode)
 
 
 def numbers(mode: Mode, count: int) -> np.ndarray:

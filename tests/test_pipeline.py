@@ -1,16 +1,16 @@
 """The facade of other implementations, called as their quick start calls it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-import torch
-from conftest import TINY, MakeTemplate
-from seeds import seeded_weights
+from conftest import MakeTemplate
 
-from gpurender import FrameGenerationPipeline, InputError, OutputError, UNet, make
+from gpurender import FrameGenerationPipeline, InputError, OutputError, make
+from gpurender.network import Mode
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def test_what_may_be_chosen(
         assert container.streams.audio
 
 
-def test_another_mode(make_template: MakeTemplate, tmp_path: Path, aud_ave: Path) -> None:
-    audio = (256, 16, 16, 16, 16)
-    torch.save(seeded_weights(UNet("wenet", **(TINY | {"audio": audio}))), tmp_path / "wenet.pth")  # pyright: ignore
+def test_another_mode(
+    make_template: MakeTemplate, tiny_of: Callable[[Mode], Path], tmp_path: Path, aud_ave: Path
+) -> None:
     np.save(tmp_path / "wenet.npy", np.zeros((5, 16, 512), np.float32))
-    pipeline = FrameGenerationPipeline(tmp_path / "wenet.pth", mode="wenet")
+    pipeline = FrameGenerationPipeline(tiny_of("wenet"), mode="wenet")
     pipeline.generate_video(tmp_path / "wenet.npy", make_template(), None, tmp_path / "a.mp4")
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.video[0].average_rate == 20

@@ -312,7 +312,7 @@ def test_where_a_set_is_written(stored: Path, anna: Path, features: Path, tmp_pa
     assert len(list((stored / "frames").iterdir())) == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(OutputError, match=r"mine is a directory with other files; give the name of a new one"):
+    with pytest.raises(OutputError, match=r"mine has no metadata\.json: it is something else, and is not replaced"):
         write(anna, features, tmp_path / "mine", overwrite=True)
     (tmp_path / "mine" / "metadata.json").write_text("{}")
     with pytest.raises(InputError, match=r"is not that of a reference set"):
@@ -320,7 +320,7 @@ def test_where_a_set_is_written(stored: Path, anna: Path, features: Path, tmp_pa
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
     (tmp_path / "empty").mkdir()
     assert len(write(anna, features, tmp_path / "empty", frames=1)) == 1
-    with pytest.raises(OutputError, match=r"is not a directory, so set cannot be written there"):
+    with pytest.raises(OutputError, match=r"is not a directory, so .* cannot be written there"):
         write(anna, features, tmp_path / "no" / "set")
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
