@@ -82,7 +82,7 @@ def complete_or_absent_directory(path: Path, overwrite: bool, mark: str) -> Iter
         try:
             os.chmod(hidden, 0o777 & ~umask())
             yield hidden
-            check_output_directory(path, overwrite, mark)  # a rename would replace an empty directory unasked
+            check_output_directory(path, overwrite, mark)  # it may have come meanwhile
             if path.is_dir():
                 os.rename(path, old)
             try:

@@ -65,7 +65,7 @@ def write_reference(
     """
     out = Path(out)
     check_output_directory(out, overwrite, METADATA)
-    if out.is_dir():
+    if (out / METADATA).is_file():
         open_reference(out)  # else it is not ours to replace
     if frames < 1:
         raise InputError(f"{frames} sample frames cannot be taken; give at least 1.")
