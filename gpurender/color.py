@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen
+from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen, custom_op, fake_of
 
 Matrix = Literal["bt601", "bt709", "bt2020"]
 Siting = Literal["left", "centre", "top left", "top"]
@@ -112,7 +112,7 @@ def nv12_to_rgb(
 # --- the ops ---------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("gpurender::rgb_to_nv12", mutates_args=())
+@custom_op("rgb_to_nv12")
 def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str) -> Tensor:
     surfaces = surfaces_for(frames)
     if impl == "reference":
@@ -125,12 +125,12 @@ def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str) -> 
     return surfaces
 
 
-@rgb_to_nv12_op.register_fake
+@fake_of("rgb_to_nv12")
 def _(frames: Tensor, matrix: str, full_range: bool, impl: str) -> Tensor:
     return surfaces_for(frames)
 
 
-@torch.library.custom_op("gpurender::nv12_to_rgb", mutates_args=())
+@custom_op("nv12_to_rgb")
 def nv12_to_rgb_op(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None, impl: str) -> Tensor:
     if impl == "reference":
         return rgb_reference(surfaces, matrix, full_range, siting)
@@ -145,7 +145,7 @@ def nv12_to_rgb_op(surfaces: Tensor, matrix: str, full_range: bool, siting: str 
     return frames
 
 
-@nv12_to_rgb_op.register_fake
+@fake_of("nv12_to_rgb")
 def _(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None, impl: str) -> Tensor:
     return frames_for(surfaces)
 

@@ -15,7 +15,7 @@ from .cubic import (
     resize_cubic_transposed,
     same_size,
 )
-from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen
+from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen, custom_op, fake_of, gradient_of
 
 CROP = 328  # a face, resized
 BORDER = 4  # of it that the network does not see
@@ -138,7 +138,7 @@ def face_input(crops: Tensor) -> Tensor:
 # --- the op ----------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("gpurender::crop", mutates_args=())
+@custom_op("crop")
 def crop_op(
     frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ def crop_op(
     return crops, inputs
 
 
-@crop_op.register_fake
+@fake_of("crop")
 def allocate_for(
     frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def crop_reference(frames: Tensor, boxes: list[Box]) -> Tensor:
 # Cropping is linear: its gradient is its transpose, whose gradient is cropping again.
 
 
-@torch.library.custom_op("gpurender::crop_transposed", mutates_args=())
+@custom_op("crop_transposed")
 def crop_transposed(crops: Tensor, rects: Tensor, height: int, width: int) -> Tensor:
     frames = crops.new_zeros(len(crops), 3, height, width)
     for size, members in same_size(boxes_within(frames, rects)):
@@ -192,7 +192,7 @@ def crop_transposed(crops: Tensor, rects: Tensor, height: int, width: int) -> Te
     return frames
 
 
-@crop_transposed.register_fake
+@fake_of("crop_transposed")
 def _(crops: Tensor, rects: Tensor, height: int, width: int) -> Tensor:
     return crops.new_empty(crops.shape[0], 3, height, width)
 
@@ -212,7 +212,7 @@ def crop_backward(ctx: Any, of_crops: Tensor, of_inputs: Tensor) -> tuple[Tensor
     return crop_transposed(of_crops, *ctx.saved_tensors, *ctx.size), None, None, None, None, None
 
 
-crop_op.register_autograd(crop_backward, setup_context=save_for_crop)
+gradient_of("crop", crop_backward, save_for_crop)
 
 
 def save_for_crop_transposed(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -224,4 +224,4 @@ def crop_transposed_backward(ctx: Any, of_frames: Tensor) -> tuple[Tensor | None
     return crop_op(of_frames, rects, None, "bt709", False, chosen(None, of_frames.device))[0], None, None, None
 
 
-crop_transposed.register_autograd(crop_transposed_backward, setup_context=save_for_crop_transposed)
+gradient_of("crop_transposed", crop_transposed_backward, save_for_crop_transposed)

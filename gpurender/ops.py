@@ -1,15 +1,45 @@
 """What all batched ops share: which implementation runs, and tensors of other libraries."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.library import Library, infer_schema
 
 Impl = Literal["reference", "kernel"]
 """Kornia and torch on any device, or the Triton kernel."""
 
 TRITON_IS_HERE = find_spec("triton") is not None
+
+
+LIBRARY = Library("gpurender", "FRAGMENT")
+
+
+def custom_op(name: str, *, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function as `torch.ops.gpurender.<name>`, opaque to torch.compile.
+
+    `torch.library.custom_op` does it likewise, but has the first call load TorchDynamo: 110 MB and a second.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        schema = infer_schema(function, mutates_args=mutates)
+        torch.library.define(f"gpurender::{name}", schema, lib=LIBRARY, tags=torch.Tag.pt2_compliant_tag)
+        for devices in ("CPU", "CUDA", "MPS", "XPU"):
+            LIBRARY.impl(name, function, devices)
+        return getattr(torch.ops.gpurender, name).default
+
+    return register
+
+
+def fake_of(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Register what an op gives, but for the values."""
+    return torch.library.register_fake(f"gpurender::{name}", lib=LIBRARY)
+
+
+def gradient_of(name: str, backward: Callable[..., Any], save: Callable[..., Any]) -> None:
+    torch.library.register_autograd(f"gpurender::{name}", backward, setup_context=save, lib=LIBRARY)
 
 
 class DLPack(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 from .color import Matrix, check_matrix, equations, fill_surfaces, surfaces_for
 from .crop import BORDER, CROP, INNER
 from .cubic import Box, boxes_within, check_frames_and_rects, resize_cubic, resize_cubic_transposed, same_size
-from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen
+from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen, custom_op, fake_of, gradient_of
 
 
 def paste_faces(
@@ -124,7 +124,7 @@ def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tenso
 # --- the ops ---------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("gpurender::paste", mutates_args=())
+@custom_op("paste")
 def paste_op(
     frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str
 ) -> Tensor:
@@ -133,19 +133,19 @@ def paste_op(
     return pasted
 
 
-@paste_op.register_fake
+@fake_of("paste")
 def _(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str) -> Tensor:
     return torch.empty_like(frames)
 
 
-@torch.library.custom_op("gpurender::paste_in_place", mutates_args=("frames",))
+@custom_op("paste_in_place", mutates=("frames",))
 def paste_in_place_op(
     frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str
 ) -> None:
     paste_over(frames, crops, predictions, rects, keep, impl)
 
 
-@torch.library.custom_op("gpurender::paste_nv12", mutates_args=())
+@custom_op("paste_nv12")
 def paste_nv12_op(
     frames: Tensor,
     crops: Tensor,
@@ -170,7 +170,7 @@ def paste_nv12_op(
     return surfaces
 
 
-@paste_nv12_op.register_fake
+@fake_of("paste_nv12")
 def _(
     frames: Tensor,
     crops: Tensor,
@@ -218,7 +218,7 @@ def as_pixels(predictions: Tensor, dtype: torch.dtype) -> Tensor:
 # Pasting is linear in frames and faces: its gradient is its transpose, whose gradient is pasting again.
 
 
-@torch.library.custom_op("gpurender::paste_transposed", mutates_args=())
+@custom_op("paste_transposed")
 def paste_transposed(pasted: Tensor, rects: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     """What goes back to the frames, and to the 328×328 faces."""
     frames, faces = pasted.clone(), pasted.new_empty(len(pasted), 3, CROP, CROP)
@@ -235,7 +235,7 @@ def paste_transposed(pasted: Tensor, rects: Tensor, keep: Tensor | None) -> tupl
     return frames, faces
 
 
-@paste_transposed.register_fake
+@fake_of("paste_transposed")
 def _(pasted: Tensor, rects: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(pasted), pasted.new_empty(pasted.shape[0], 3, CROP, CROP)
 
@@ -253,7 +253,7 @@ def paste_backward(ctx: Any, of_pasted: Tensor) -> tuple[Tensor | None, ...]:
     return of_frames, of_crops, of_predictions.flip(1).to(ctx.dtype), None, None, None
 
 
-paste_op.register_autograd(paste_backward, setup_context=save_for_paste)
+gradient_of("paste", paste_backward, save_for_paste)
 
 
 def save_for_paste_transposed(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -267,4 +267,4 @@ def paste_transposed_backward(ctx: Any, of_frames: Tensor, of_faces: Tensor) -> 
     return paste_op(of_frames, of_faces, predictions, rects, keep, chosen(None, of_frames.device)), None, None
 
 
-paste_transposed.register_autograd(paste_transposed_backward, setup_context=save_for_paste_transposed)
+gradient_of("paste_transposed", paste_transposed_backward, save_for_paste_transposed)
