@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen, custom_op, fake_of
+from .ops import DLPack, Impl, as_tensor, check_impl, custom_op, fake_of, runs_kernel
 
 Matrix = Literal["bt601", "bt709", "bt2020"]
 Siting = Literal["left", "centre", "top left", "top"]
@@ -65,7 +65,8 @@ def rgb_to_nv12(
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
         raise ValueError(f"frames are (B,3,H,W) uint8, given {tuple(frames.shape)} {frames.dtype}")
     check_matrix(matrix)
-    return rgb_to_nv12_op(frames, matrix, full_range, chosen(impl, frames.device))
+    check_impl(impl)
+    return rgb_to_nv12_op(frames, matrix, full_range, impl)
 
 
 def nv12_to_rgb(
@@ -106,19 +107,19 @@ def nv12_to_rgb(
     check_matrix(matrix)
     if siting is not None and siting not in BETWEEN:
         raise ValueError(f"siting is None or one of {', '.join(BETWEEN)}, given {siting!r}")
-    return nv12_to_rgb_op(surfaces, matrix, full_range, siting, chosen(impl, surfaces.device))
+    check_impl(impl)
+    return nv12_to_rgb_op(surfaces, matrix, full_range, siting, impl)
 
 
 # --- the ops ---------------------------------------------------------------------------------------------------------
 
 
 @custom_op("rgb_to_nv12")
-def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str) -> Tensor:
+def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str | None) -> Tensor:
     surfaces = surfaces_for(frames)
-    if impl == "reference":
+    if not runs_kernel(impl, frames.device):
         fill_surfaces(surfaces, frames, equations(matrix, full_range))
     else:
-        check_kernels_run(frames.device)
         from .kernels import color as kernels  # Triton takes a while to load, and is not everywhere
 
         kernels.rgb_to_nv12(frames, surfaces, equations(matrix, full_range))
@@ -126,15 +127,14 @@ def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str) -> 
 
 
 @fake_of("rgb_to_nv12")
-def _(frames: Tensor, matrix: str, full_range: bool, impl: str) -> Tensor:
+def _(frames: Tensor, matrix: str, full_range: bool, impl: str | None) -> Tensor:
     return surfaces_for(frames)
 
 
 @custom_op("nv12_to_rgb")
-def nv12_to_rgb_op(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None, impl: str) -> Tensor:
-    if impl == "reference":
+def nv12_to_rgb_op(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None, impl: str | None) -> Tensor:
+    if not runs_kernel(impl, surfaces.device):
         return rgb_reference(surfaces, matrix, full_range, siting)
-    check_kernels_run(surfaces.device)
     from .kernels import color as kernels
 
     frames = frames_for(surfaces)
@@ -146,7 +146,7 @@ def nv12_to_rgb_op(surfaces: Tensor, matrix: str, full_range: bool, siting: str 
 
 
 @fake_of("nv12_to_rgb")
-def _(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None, impl: str) -> Tensor:
+def _(surfaces: Tensor, matrix: str, full_range: bool, siting: str | None, impl: str | None) -> Tensor:
     return frames_for(surfaces)
 
 

@@ -15,7 +15,7 @@ from .cubic import (
     resize_cubic_transposed,
     same_size,
 )
-from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen, custom_op, fake_of, gradient_of
+from .ops import DLPack, Impl, as_tensor, check_impl, custom_op, fake_of, gradient_of, runs_kernel
 
 CROP = 328  # a face, resized
 BORDER = 4  # of it that the network does not see
@@ -62,7 +62,8 @@ def crop_faces(
     """
     frames = as_tensor(frames)
     check_frames_and_rects(frames, rects)
-    return crop_op(frames, rects, None, matrix, full_range, chosen(impl, frames.device))[0]
+    check_impl(impl)
+    return crop_op(frames, rects, None, matrix, full_range, impl)[0]
 
 
 def crop_and_mask(
@@ -100,11 +101,12 @@ def crop_and_mask(
     """
     frames = as_tensor(frames)
     check_frames_and_rects(frames, rects)
+    check_impl(impl)
     if dtype is None:
         dtype = frames.dtype if frames.is_floating_point() else torch.float32
     if not dtype.is_floating_point:
         raise ValueError(f"the network's input is floating point, given {dtype}")
-    crops, inputs = crop_op(frames, rects, dtype, matrix, full_range, chosen(impl, frames.device))
+    crops, inputs = crop_op(frames, rects, dtype, matrix, full_range, impl)
     return crops, inputs
 
 
@@ -140,15 +142,14 @@ def face_input(crops: Tensor) -> Tensor:
 
 @custom_op("crop")
 def crop_op(
-    frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str
+    frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str | None
 ) -> tuple[Tensor, Tensor]:
     boxes = boxes_within(frames, rects)
-    if impl == "reference":
+    if not runs_kernel(impl, frames.device):
         if frames.ndim == 3:
             frames = rgb_reference(frames, matrix, full_range, None)
         crops = crop_reference(frames, boxes)
         return crops, frames.new_empty(0) if dtype is None else face_input(crops).to(dtype)
-    check_kernels_run(frames.device)
     from .kernels.crop import crop  # Triton takes a while to load, and is not everywhere
 
     crops, inputs = allocate(frames, dtype)
@@ -158,7 +159,7 @@ def crop_op(
 
 @fake_of("crop")
 def allocate_for(
-    frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str
+    frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str | None
 ) -> tuple[Tensor, Tensor]:
     return allocate(frames, dtype)
 
@@ -198,7 +199,7 @@ def _(crops: Tensor, rects: Tensor, height: int, width: int) -> Tensor:
 
 
 def save_for_crop(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    frames, rects, ctx.dtype, _, _, ctx.impl = inputs
+    frames, rects, ctx.dtype, _, _, _ = inputs
     ctx.save_for_backward(rects)
     ctx.size = frames.shape[-2:]
 
@@ -221,7 +222,7 @@ def save_for_crop_transposed(ctx: Any, inputs: tuple[Any, ...], output: object) 
 
 def crop_transposed_backward(ctx: Any, of_frames: Tensor) -> tuple[Tensor | None, ...]:
     (rects,) = ctx.saved_tensors
-    return crop_op(of_frames, rects, None, "bt709", False, chosen(None, of_frames.device))[0], None, None, None
+    return crop_op(of_frames, rects, None, "bt709", False, None)[0], None, None, None
 
 
 gradient_of("crop_transposed", crop_transposed_backward, save_for_crop_transposed)

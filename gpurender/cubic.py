@@ -22,11 +22,21 @@ def resize_cubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_cubic_transposed(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """The transpose of `resize_cubic` from (B,C,*size) to the size of `pictures`, floating point."""
+    """The transpose of `resize_cubic` from (B,C,*size) to the size of `pictures`, floating point.
+
+    As two matrix products: torch's own backward adds up in an order that differs from run to run on a GPU.
+    """
     if pictures.shape[-2:] == size:
         return pictures
-    shape = [*pictures.shape[:2], *size]
-    return torch.ops.aten.upsample_bicubic2d_backward(pictures, list(pictures.shape[-2:]), shape, False)
+    exact = torch.float64 if pictures.dtype == torch.float64 else torch.float32
+    down, across = (weights(*sides, pictures.device, exact) for sides in zip(size, pictures.shape[-2:], strict=True))
+    return (down.T @ pictures.to(exact) @ across).to(pictures.dtype)
+
+
+def weights(before: int, after: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(after,before): what each of `before` pixels weighs in each of `after`."""
+    columns = torch.eye(before, device=device, dtype=dtype)[None, None]
+    return resize_cubic(columns, (after, before))[0, 0] if after != before else columns[0, 0]
 
 
 def check_frames_and_rects(frames: Tensor, rects: Tensor) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from . import nvenc
+from .crop import crop_faces
 from .cuda import driver_version, fixed_function_engines, why_no_cuda
 from .decoders import DecoderName
 from .encode import EncoderName, write_frames
@@ -21,6 +22,7 @@ from .errors import DeviceError, InputError, OutputError
 from .export import example_input
 from .find import find_network, find_template
 from .nvdec import find_nvdec
+from .ops import why_no_kernels
 from .pictures import read_picture
 from .render import make
 from .report import installed, processor
@@ -37,7 +39,7 @@ class Check:
     """One path, tried."""
 
     part: str
-    """`decode`, `network` or `encode`"""
+    """`decode`, `pixels`, `network` or `encode`"""
     path: str
     device: str
     works: bool
@@ -154,6 +156,8 @@ def attempts(devices: list[str]) -> Iterator[tuple[str, str, str, Attempt]]:
         for decoder in ("dali",) if gpu else ("pillow", "dali"):
             yield "decode", f"pictures, {decoder}", device, decoding_pictures(decoder)
         yield "decode", "video, nvdec" if gpu else "video, pyav", device, decoding_video("nvdec" if gpu else "pyav")
+        if gpu:
+            yield "pixels", "kernels", device, cropping_by_kernels
         engines: list[tuple[EngineName, Precision]] = (
             [("tensorrt", "fp16"), ("tensorrt", "fp32"), ("torch", "fp16"), ("torch", "fp32")]
             if gpu
@@ -172,6 +176,7 @@ def attempts(devices: list[str]) -> Iterator[tuple[str, str, str, Attempt]]:
     if devices == ["cpu"]:
         for part, path, attempt in (
             ("decode", "video, nvdec", lambda directory, device: find_nvdec()),
+            ("pixels", "kernels", cropping_by_kernels),
             ("network", "tensorrt", lambda directory, device: say_installed("tensorrt")),
             ("encode", "nvenc", lambda directory, device: say_installed("PyNvVideoCodec")),
         ):
@@ -191,6 +196,18 @@ def tried(part: str, path: str, device: str, attempt: Attempt) -> Check:
 def unexpected(error: Exception) -> str:
     first = (str(error).strip() or "?").splitlines()[0]
     return f"{type(error).__name__}: {first}"
+
+
+def cropping_by_kernels(directory: Path, device: str) -> str:
+    if not torch.cuda.is_available():
+        raise DeviceError(why_no_cuda())
+    why = why_no_kernels("cuda")
+    if why is not None:
+        raise DeviceError(f"Kornia and torch take their place: Triton {why}.")
+    frames = torch.randint(0, 256, (FRAMES, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
+    rects = torch.tensor([[10, 20, 200, 210]] * FRAMES)
+    kernel, reference = (crop_faces(frames, rects, impl=impl).int() for impl in ("kernel", "reference"))
+    return f"differs from the reference in {(kernel != reference).float().mean().item():.5%} of all values"
 
 
 def decoding_pictures(decoder: str) -> Attempt:

@@ -1,6 +1,7 @@
 """What all batched ops share: which implementation runs, and tensors of other libraries."""
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
@@ -10,8 +11,6 @@ from torch.library import Library, infer_schema
 
 Impl = Literal["reference", "kernel"]
 """Kornia and torch on any device, or the Triton kernel."""
-
-TRITON_IS_HERE = find_spec("triton") is not None
 
 
 LIBRARY = Library("gpurender", "FRAGMENT")
@@ -54,30 +53,40 @@ def as_tensor(data: Tensor | DLPack) -> Tensor:
     return data if isinstance(data, Tensor) else torch.from_dlpack(data)
 
 
-def chosen(impl: Impl | None, device: torch.device) -> Impl:
-    """The implementation that was asked for; if none was, the kernel on a GPU.
-
-    Raises:
-        ValueError: there is no such implementation.
-    """
-    if impl is None:
-        return "kernel" if device.type == "cuda" and TRITON_IS_HERE else "reference"
-    if impl not in ("reference", "kernel"):
+def check_impl(impl: Impl | None) -> None:
+    if impl not in (None, "reference", "kernel"):
         raise ValueError(f"impl is None, 'reference' or 'kernel', given {impl!r}")
-    return impl
 
 
-def check_kernels_run(device: torch.device) -> None:
-    """
+def runs_kernel(impl: str | None, device: torch.device) -> bool:
+    """Whether the kernel is to run: if it was asked for, or nothing was and this is a GPU on which it can.
+
     Raises:
-        ValueError: kernels do not run on this device.
+        ValueError: it was asked for, and cannot run.
     """
-    if not TRITON_IS_HERE:
-        raise ValueError("impl='kernel' needs Triton; pip install triton, or give impl='reference'")
+    if impl == "reference" or (impl is None and device.type != "cuda"):
+        return False
+    why = why_no_kernels(device.type)
+    if why is not None and impl == "kernel":
+        raise ValueError(f"impl='kernel' {why}; or give impl='reference'")
+    return why is None
+
+
+@cache
+def why_no_kernels(device_type: str) -> str | None:
+    """What kernels lack on a kind of device, and what to do; None if they run there."""
+    if find_spec("triton") is None:
+        return "needs Triton; pip install triton"
     from .kernels.cubic import INTERPRETED
 
-    if device.type != "cuda" and not INTERPRETED:
-        raise ValueError(
-            f"impl='kernel' runs on CUDA, given tensors on {device}; give impl='reference', "
-            "or set TRITON_INTERPRET=1 before Python starts to have kernels interpreted, slowly"
-        )
+    if device_type != "cuda":
+        how = "set TRITON_INTERPRET=1 before Python starts to have kernels interpreted, slowly"
+        return None if INTERPRETED else f"runs on CUDA, not on {device_type}; {how}"
+    try:
+        import triton
+
+        assert triton.runtime.driver.active.utils  # which Triton compiles when it is first used
+    except Exception as error:  # of the compiler, the linker, the driver
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"does not start ({lines[0]}); Triton needs gcc and Python's headers: apt install gcc python3-dev"
+    return None

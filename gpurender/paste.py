@@ -9,7 +9,7 @@ from torch import Tensor
 from .color import Matrix, check_matrix, equations, fill_surfaces, surfaces_for
 from .crop import BORDER, CROP, INNER
 from .cubic import Box, boxes_within, check_frames_and_rects, resize_cubic, resize_cubic_transposed, same_size
-from .ops import DLPack, Impl, as_tensor, check_kernels_run, chosen, custom_op, fake_of, gradient_of
+from .ops import DLPack, Impl, as_tensor, check_impl, custom_op, fake_of, gradient_of, runs_kernel
 
 
 def paste_faces(
@@ -57,7 +57,7 @@ def paste_faces(
     """
     frames = as_tensor(frames)
     check_faces(frames, crops, predictions, rects, keep)
-    impl = chosen(impl, frames.device)
+    check_impl(impl)
     if not inplace:
         return paste_op(frames, crops, predictions, rects, keep, impl)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (frames, crops, predictions)):
@@ -102,10 +102,11 @@ def paste_faces_nv12(
     """
     frames = as_tensor(frames)
     check_faces(frames, crops, predictions, rects, keep)
+    check_impl(impl)
     if frames.dtype != torch.uint8:
         raise ValueError(f"frames that are made NV12 are uint8, given {frames.dtype}")
     check_matrix(matrix)
-    return paste_nv12_op(frames, crops, predictions, rects, keep, matrix, full_range, chosen(impl, frames.device))
+    return paste_nv12_op(frames, crops, predictions, rects, keep, matrix, full_range, impl)
 
 
 def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None) -> None:
@@ -119,6 +120,9 @@ def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tenso
         raise ValueError(f"predictions are {(batch, 3, INNER, INNER)} floats, given {tuple(predictions.shape)}")
     if keep is not None and (keep.shape != (batch, *frames.shape[2:]) or keep.dtype != torch.bool):
         raise ValueError(f"keep is {(batch, *frames.shape[2:])} bool, given {tuple(keep.shape)} {keep.dtype}")
+    for name, tensor in (("crops", crops), ("predictions", predictions), ("keep", keep)):
+        if tensor is not None and tensor.device != frames.device:
+            raise ValueError(f"{name} are on {tensor.device}, but frames on {frames.device}; bring them together")
 
 
 # --- the ops ---------------------------------------------------------------------------------------------------------
@@ -126,7 +130,7 @@ def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tenso
 
 @custom_op("paste")
 def paste_op(
-    frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str
+    frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str | None
 ) -> Tensor:
     pasted = frames.clone()
     paste_over(pasted, crops, predictions, rects, keep, impl)
@@ -134,13 +138,15 @@ def paste_op(
 
 
 @fake_of("paste")
-def _(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str) -> Tensor:
+def _(
+    frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str | None
+) -> Tensor:
     return torch.empty_like(frames)
 
 
 @custom_op("paste_in_place", mutates=("frames",))
 def paste_in_place_op(
-    frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str
+    frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str | None
 ) -> None:
     paste_over(frames, crops, predictions, rects, keep, impl)
 
@@ -154,16 +160,15 @@ def paste_nv12_op(
     keep: Tensor | None,
     matrix: str,
     full_range: bool,
-    impl: str,
+    impl: str | None,
 ) -> Tensor:
     surfaces = surfaces_for(frames)
-    if impl == "reference":
+    if not runs_kernel(impl, frames.device):
         pasted = frames.clone()
         paste_over(pasted, crops, predictions, rects, keep, impl)
         fill_surfaces(surfaces, pasted, equations(matrix, full_range))
         return surfaces
     boxes_within(frames, rects)
-    check_kernels_run(frames.device)
     from .kernels.paste import paste  # Triton takes a while to load, and is not everywhere
 
     paste(frames, crops, predictions, rects, keep, surfaces, equations(matrix, full_range))
@@ -179,19 +184,18 @@ def _(
     keep: Tensor | None,
     matrix: str,
     full_range: bool,
-    impl: str,
+    impl: str | None,
 ) -> Tensor:
     return surfaces_for(frames)
 
 
 def paste_over(
-    frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str
+    frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str | None
 ) -> None:
     boxes = boxes_within(frames, rects)
-    if impl == "reference":
+    if not runs_kernel(impl, frames.device):
         paste_reference(frames, crops, predictions, boxes, keep)
         return
-    check_kernels_run(frames.device)
     from .kernels.paste import paste
 
     paste(frames, crops, predictions, rects, keep)
@@ -241,7 +245,7 @@ def _(pasted: Tensor, rects: Tensor, keep: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def save_for_paste(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-    _, _, predictions, rects, keep, ctx.impl = inputs
+    _, _, predictions, rects, keep, _ = inputs
     ctx.save_for_backward(rects, keep)
     ctx.dtype = predictions.dtype
 
@@ -264,7 +268,7 @@ def save_for_paste_transposed(ctx: Any, inputs: tuple[Any, ...], output: object)
 def paste_transposed_backward(ctx: Any, of_frames: Tensor, of_faces: Tensor) -> tuple[Tensor | None, ...]:
     rects, keep = ctx.saved_tensors
     predictions = of_faces[:, :, BORDER:-BORDER, BORDER:-BORDER].flip(1)
-    return paste_op(of_frames, of_faces, predictions, rects, keep, chosen(None, of_frames.device)), None, None
+    return paste_op(of_frames, of_faces, predictions, rects, keep, None), None, None
 
 
 gradient_of("paste_transposed", paste_transposed_backward, save_for_paste_transposed)

@@ -25,6 +25,7 @@ from .engine import Engine, EngineName, Precision, load_audio_engine, load_engin
 from .errors import DeviceError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template
+from .ops import why_no_kernels
 from .output import check_output
 from .paste import paste_faces, paste_faces_nv12
 from .prefetch import Timings, stage
@@ -237,6 +238,8 @@ def make(
     notes: list[str] = []
     size = batch or runtime.batch
     surfaces = place.type == "cuda" and not is_pattern(out) and encoder != "mjpeg"
+    if place.type == "cuda" and (why := why_no_kernels("cuda")) is not None:
+        notes.append(f"Kornia and torch crop, paste and convert, not kernels: Triton {why}")
     frames = render(
         person,
         features,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cubic import on_device, read_rect, tile_of
+from .cubic import read_rect, tile_of
 from .nv12 import load_rgb, rgb_of, store_nv12
 
 TILE = (8, 128)
@@ -25,7 +25,7 @@ def rgb_to_nv12(
     Args:
         frames: (B,3,H,W) uint8 of any strides.
         equations: see `gpurender.color.equations`.
-        but: (B,4) rectangles on the host; tiles that touch theirs are left out.
+        but: (B,4) int32 rectangles on the device; tiles that touch theirs are left out.
         tile: rows and columns that one program makes, powers of two.
     """
     height, width = frames.shape[2:]
@@ -33,7 +33,7 @@ def rgb_to_nv12(
     grid = (triton.cdiv(width, columns), triton.cdiv(height, rows), len(frames))
     with torch.cuda.device_of(frames):  # which need not be the current one
         to_nv12_kernel[grid](
-            frames, surfaces, surfaces if but is None else on_device(but, frames.device), *frames.stride(),
+            frames, surfaces, surfaces if but is None else but, *frames.stride(),
             height, width, *equations, EVEN=height % 2 == width % 2 == 0, BUT=but is not None,
             TILE_Y=rows, TILE_X=columns,
             enable_fp_fusion=False,
@@ -42,7 +42,7 @@ def rgb_to_nv12(
 
 @triton.jit
 def to_nv12_kernel(
-    frames, surfaces, rects, frame_b: tl.int64, frame_c: tl.int64, frame_y: tl.int64, frame_x: tl.int64, height, width,
+    frames, surfaces, rects, frame_b: tl.int64, frame_c: tl.int64, frame_y: tl.int64, frame_x, height, width,
     KR: tl.constexpr, KB: tl.constexpr, LOW: tl.constexpr, LUMA: tl.constexpr, CHROMA: tl.constexpr,
     EVEN: tl.constexpr, BUT: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
 ):  # fmt: skip
@@ -55,7 +55,7 @@ def to_nv12_kernel(
     if wanted:
         y, x = top + tl.arange(0, TILE_Y), left + tl.arange(0, TILE_X)
         red, green, blue = load_rgb(frames + b * frame_b, y, x, frame_c, frame_y, frame_x, height, width, EVEN)
-        store_nv12(surfaces, b, y, x, red, green, blue, height, width, KR, KB, LOW, LUMA, CHROMA, TILE_Y, TILE_X)
+        store_nv12(surfaces, b, y, x, red, green, blue, height, width, KR, KB, LOW, LUMA, CHROMA, EVEN, TILE_Y, TILE_X)
 
 
 def nv12_to_rgb(
@@ -89,7 +89,7 @@ def nv12_to_rgb(
 
 @triton.jit
 def to_rgb_kernel(
-    surfaces, frames, surface_b: tl.int64, surface_y: tl.int64, surface_x: tl.int64, height, width,
+    surfaces, frames, surface_b: tl.int64, surface_y: tl.int64, surface_x, height, width,
     KR: tl.constexpr, KB: tl.constexpr, LOW: tl.constexpr, LUMA: tl.constexpr, CHROMA: tl.constexpr,
     ACROSS: tl.constexpr, DOWN: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
 ):  # fmt: skip

@@ -47,7 +47,7 @@ def crop(
 
 @triton.jit
 def crop_kernel(
-    frames, rects, crops, inputs, by_frame: tl.int64, by_channel: tl.int64, by_row: tl.int64, by_column: tl.int64,
+    frames, rects, crops, inputs, by_frame: tl.int64, by_channel: tl.int64, by_row: tl.int64, by_column,
     luma_rows,
     KR: tl.constexpr, KB: tl.constexpr, LOW: tl.constexpr, LUMA: tl.constexpr, CHROMA: tl.constexpr,
     NV12: tl.constexpr, ROUND: tl.constexpr, INPUTS: tl.constexpr, ACC: tl.constexpr,

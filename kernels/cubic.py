@@ -16,8 +16,10 @@ def tile_of(asked: tuple[int, int] | None, compiled: tuple[int, int]) -> tuple[i
 
 def on_device(rects: Tensor, device: torch.device) -> Tensor:
     """(B,4) int32 of rectangles on the host, on a device; pinned on the way, so that nobody waits."""
-    rects = rects.to(torch.int32).contiguous()
-    return rects if device.type == "cpu" else rects.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu":
+        return rects.to(torch.int32).contiguous()
+    pinned = torch.empty(rects.shape, dtype=torch.int32, pin_memory=True)  # the caller may change his meanwhile
+    return pinned.copy_(rects).to(device, non_blocking=True)
 
 
 def computed_in(dtype: torch.dtype) -> tl.dtype:

@@ -23,11 +23,12 @@ def load_rgb(frame, y, x, by_channel, by_row, by_column, height, width, EVEN: tl
 def store_nv12(
     surfaces, b, y, x, red, green, blue, height, width,
     KR: tl.constexpr, KB: tl.constexpr, LOW: tl.constexpr, LUMA: tl.constexpr, CHROMA: tl.constexpr,
-    TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
+    EVEN: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of pixels (float32, 0..255) of rows `y` and columns `x` into surface `b`, of an even size."""
-    height += height % 2
-    width += width % 2
+    if not EVEN:  # else it would no longer be known to be divisible by 16, and bytes would be written one by one
+        height += height % 2
+        width += width % 2
     surface = surfaces + b * (height // 2 * 3) * width
     within = (y < height)[:, None] & (x < width)[None, :]
     luma = surface + y.to(tl.int64)[:, None] * width + x[None, :]

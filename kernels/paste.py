@@ -32,21 +32,24 @@ def paste(
 
     Args:
         frames: (B,3,H,W) of any strides; uint8 for NV12.
-        crops, predictions, keep: of any strides.
+        crops, predictions, keep: of any strides (in x below 6 million).
         rects: (B,4) on the host, checked.
         out: None to write over `frames`; or (B,H*3/2,W) uint8, contiguous, H and W rounded up to even.
         equations: of NV12, see `gpurender.color.equations`.
         tile: rows and columns that one program makes, powers of two.
     """
+    if not len(frames):
+        return
     rows, columns = tile_of(tile, TILE)
+    boxes = on_device(rects, frames.device)
     if out is not None:
-        rgb_to_nv12(frames, out, equations, rects, (rows, columns))
+        rgb_to_nv12(frames, out, equations, boxes, (rows, columns))
     height, width = frames.shape[2:]
     of_tile = torch.tensor([columns, rows])
     tiles = (rects[:, 2:] - 1) // of_tile - rects[:, :2] // of_tile + 1
     with torch.cuda.device_of(frames):  # which need not be the current one
         paste_kernel[(*tiles.max(0).values.tolist(), len(frames))](
-            frames, crops, predictions, frames if keep is None else keep, on_device(rects, frames.device),
+            frames, crops, predictions, frames if keep is None else keep, boxes,
             frames if out is None else out,
             *frames.stride(), *crops.stride(), *predictions.stride(), *((0, 0, 0) if keep is None else keep.stride()),
             height, width, *equations, NV12=out is not None, EVEN=height % 2 == width % 2 == 0, KEEP=keep is not None,
@@ -58,10 +61,10 @@ def paste(
 @triton.jit
 def paste_kernel(
     frames, crops, predictions, keep, rects, out,
-    frame_b: tl.int64, frame_c: tl.int64, frame_y: tl.int64, frame_x: tl.int64,
-    crop_b: tl.int64, crop_c: tl.int64, crop_y: tl.int64, crop_x: tl.int64,
-    prediction_b: tl.int64, prediction_c: tl.int64, prediction_y: tl.int64, prediction_x: tl.int64,
-    keep_b: tl.int64, keep_y: tl.int64, keep_x: tl.int64,
+    frame_b: tl.int64, frame_c: tl.int64, frame_y: tl.int64, frame_x,
+    crop_b: tl.int64, crop_c: tl.int64, crop_y: tl.int64, crop_x,
+    prediction_b: tl.int64, prediction_c: tl.int64, prediction_y: tl.int64, prediction_x,
+    keep_b: tl.int64, keep_y: tl.int64, keep_x,
     frame_height, frame_width,
     KR: tl.constexpr, KB: tl.constexpr, LOW: tl.constexpr, LUMA: tl.constexpr, CHROMA: tl.constexpr,
     NV12: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr, ROUND: tl.constexpr, ACC: tl.constexpr,
@@ -123,7 +126,7 @@ def paste_kernel(
             )  # fmt: skip
             store_nv12(
                 out, b, tile_y, tile_x, red, green, blue, frame_height, frame_width,
-                KR, KB, LOW, LUMA, CHROMA, TILE_Y, TILE_X,
+                KR, KB, LOW, LUMA, CHROMA, EVEN, TILE_Y, TILE_X,
             )  # fmt: skip
         else:
             pixel = frame + y.to(tl.int64)[:, None] * frame_y + x.to(tl.int64)[None, :] * frame_x

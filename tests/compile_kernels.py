@@ -1,4 +1,4 @@
-"""Compiles every kernel for a GPU of the compute capability that is given, as its launcher would have it compiled."""
+"""Compiles every kernel for a GPU of the compute capability that is given, as its launcher has it compiled on one."""
 
 import json
 import os
@@ -14,60 +14,58 @@ os.environ.pop("TRITON_INTERPRET", None)
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from gpurender.color import BETWEEN, chroma_weights, equations
 from gpurender.kernels import color, crop, paste
 
-POINTERS = {
-    torch.uint8: "*u8",
-    torch.bool: "*i1",
-    torch.int32: "*i32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-}
-OPTIONS = ("num_warps", "enable_fp_fusion")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-    """In the place of `JITFunction.run`: what a launch would compile, specialised as Triton specialises arguments."""
-    options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-    given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int], Any] = {}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
-    for i, parameter in enumerate(kernel.params):
-        value = given[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(i,)] = value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = "i64" if "int64" in str(parameter.annotation) else "i32"
-            if value % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
+class Driver:
+    """What Triton asks of a GPU's driver before it launches anything."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", int(sys.argv[1]), 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: Any = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, type_: str) -> str:
+        return type_
+
+
+driver.set_active(Driver())  # pyright: ignore[reportArgumentType]
+launch = JITFunction.run
+results: dict[str, dict[str, int]] = {}
+
+
+def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    compiled = launch(kernel, *args, grid=grid, warmup=True, **kwargs)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         used = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     numbers = re.search(r"REG:(\d+) STACK:(\d+)", used)
     assert numbers, used
-    types = [str(value.dtype).removeprefix("torch.") for value in args if isinstance(value, torch.Tensor)]
-    flags = [name for name, value in kwargs.items() if value is True]
-    name = " ".join([kernel.__name__, *types, *flags, *(["ACROSS"] if kwargs.get("ACROSS") else [])])
-    results[name] = [int(number) for number in numbers.groups()]
+    of = [str(value.dtype).removeprefix("torch.") for value in args if isinstance(value, torch.Tensor)]
+    of += [name for name, value in kwargs.items() if value is True] + (["ACROSS"] if kwargs.get("ACROSS") else [])
+    results[" ".join([kernel.__name__, *of])] = {
+        "registers": int(numbers[1]),
+        "stack": int(numbers[2]),
+        "byte loads": len(re.findall(r"ld\.global\.b8", compiled.asm["ptx"])),
+        "byte stores": len(re.findall(r"st\.global\.b8", compiled.asm["ptx"])),
+    }
 
 
-results: dict[str, list[int]] = {}
-JITFunction.run = compile_instead  # pyright: ignore[reportAttributeAccessIssue]
+JITFunction.run = compile_only  # pyright: ignore[reportAttributeAccessIssue]
 
 bt709 = equations("bt709", False)
 rects = torch.tensor([[10, 20, 200, 210]])
@@ -82,9 +80,9 @@ for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.f
     if dtype == torch.uint8:
         crop.crop(surfaces, rects, crops, None, bt709)
         paste.paste(frames, crops, predictions, rects, None, surfaces, bt709)
-        odd = frames[:, :, 1:, 1:]
-        paste.paste(odd, crops, predictions, rects, None, surfaces, bt709)
-        color.rgb_to_nv12(odd, surfaces, bt709)
+        paste.paste(frames[..., 1:, 1:], crops, predictions, rects, keep[..., 1:, 1:], surfaces, bt709)
+        color.rgb_to_nv12(frames, surfaces, bt709)
+        color.rgb_to_nv12(frames[..., 1:, 1:], surfaces, bt709)
         color.nv12_to_rgb(surfaces, frames, bt709, None, None)
         for across, down in BETWEEN.values():
             color.nv12_to_rgb(surfaces, frames, bt709, chroma_weights(across), chroma_weights(down))

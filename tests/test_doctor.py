@@ -36,7 +36,7 @@ def test_without_a_gpu_it_says_why_and_what_a_render_uses(examination: Examinati
     assert examination.gpus == []
     assert examination.no_gpu is not None
     on_gpu = {check.path: check for check in examination.checks if check.device == "cuda"}
-    assert set(on_gpu) == {"video, nvdec", "tensorrt", "nvenc"}
+    assert set(on_gpu) == {"video, nvdec", "kernels", "tensorrt", "nvenc"}
     assert not any(check.works for check in on_gpu.values())
     assert "there is no GPU to run it" in on_gpu["tensorrt"].detail
     used = examination.render

@@ -46,32 +46,59 @@ def floats(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 # --- which implementation --------------------------------------------------------------------------------------------
 
 
-def test_none_is_the_reference_on_a_cpu_and_the_kernel_on_a_gpu() -> None:
-    assert ops.chosen(None, torch.device("cpu")) == "reference"
-    assert ops.chosen(None, torch.device("cuda")) == "kernel"
-    assert ops.chosen("reference", torch.device("cuda")) == "reference"
+def test_none_is_the_reference_on_a_cpu_and_the_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(ops, "why_no_kernels", lambda device_type: None)
+    assert (ops.runs_kernel(None, cpu), ops.runs_kernel(None, gpu)) == (False, True)
+    assert (ops.runs_kernel("reference", gpu), ops.runs_kernel("kernel", gpu)) == (False, True)
+    monkeypatch.setattr(ops, "why_no_kernels", lambda device_type: "needs Triton; pip install triton")
+    assert not ops.runs_kernel(None, gpu)
+    with pytest.raises(ValueError, match="impl='kernel' needs Triton; pip install triton; or give impl='reference'"):
+        ops.runs_kernel("kernel", gpu)
 
 
 def test_an_explicit_kernel_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpurender.kernels import cubic
 
     monkeypatch.setattr(cubic, "INTERPRETED", False)
-    calls = [
+    ops.why_no_kernels.cache_clear()
+    for call in (
         lambda: crop_faces(FRAMES, RECTS, impl="kernel"),
         lambda: crop_and_mask(FRAMES, RECTS, impl="kernel"),
         lambda: paste_faces(FRAMES, CROPS, PREDICTIONS, RECTS, impl="kernel"),
         lambda: paste_faces_nv12(FRAMES, CROPS, PREDICTIONS, RECTS, impl="kernel"),
         lambda: rgb_to_nv12(FRAMES, impl="kernel"),
         lambda: nv12_to_rgb(noise(6, 6)[:, 0], impl="kernel"),
-    ]
-    for call in calls:
-        with pytest.raises(ValueError, match="impl='kernel' runs on CUDA, given tensors on cpu; give impl='reference'"):
+    ):
+        with pytest.raises(
+            ValueError, match="impl='kernel' runs on CUDA, not on cpu; set .*; or give impl='reference'"
+        ):
             call()
-    monkeypatch.setattr(ops, "TRITON_IS_HERE", False)
-    assert ops.chosen(None, torch.device("cuda")) == "reference"
-    for call in calls:
-        with pytest.raises(ValueError, match="impl='kernel' needs Triton"):
-            call()
+    ops.why_no_kernels.cache_clear()
+
+
+def test_kernels_that_cannot_start_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without a C compiler: Triton compiles its launcher when it is first used."""
+
+    class NoDriver:
+        @property
+        def active(self) -> object:
+            raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    import triton
+
+    monkeypatch.setattr(triton.runtime, "driver", NoDriver())
+    ops.why_no_kernels.cache_clear()
+    why = ops.why_no_kernels("cuda")
+    ops.why_no_kernels.cache_clear()
+    assert why is not None
+    assert why.startswith("does not start (Failed to find C compiler.); Triton needs gcc and Python's headers")
+
+
+def test_tensors_on_different_devices_are_refused() -> None:
+    elsewhere = PREDICTIONS.to("meta")
+    with pytest.raises(ValueError, match="predictions are on meta, but frames on cpu; bring them together"):
+        paste_faces(FRAMES, CROPS, elsewhere, RECTS)
 
 
 def test_other_names_are_refused() -> None:
