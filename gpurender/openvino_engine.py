@@ -1,7 +1,9 @@
 """OpenVINO: runs ONNX networks on CPUs, in two halves."""
 
+import hashlib
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +15,14 @@ from openvino import preprocess
 from torch import Tensor
 
 from .audio import AudioEncoderLike
-from .errors import InputError
+from .errors import InputError, OutputError
+from .export import cache_directory
 from .halves import cut, read_network
-from .linear import ease
 from .network import Encoded, Mode
 from .openvino_graph import channels_last, fold, lower_large, tile
+from .output import complete_or_absent
+
+EASED_VERSION = 1  # part of the cache key: raise it when what `linear.ease` makes changes
 
 
 def faster_on_cpu() -> list[str]:
@@ -102,7 +107,7 @@ class OnnxNetwork:
 
     def __init__(self, path: Path, mode: Mode | None) -> None:
         model, found = read_network(path, mode)
-        halves = cut(ease(model), found)
+        halves = cut(eased(model), found)
         self.mode: Mode = halves.mode
         self.again = halves.again
         try:
@@ -116,6 +121,24 @@ class OnnxNetwork:
             reason = str(error).strip().split("\n")[-1]
             raise InputError(f"{path} is not an ONNX network that can be read: {reason}") from None
         tile(self.decoder)
+
+
+def eased(model: ModelProto) -> ModelProto:
+    """`linear.ease`, kept in the user's cache: the libraries that rewrite networks take half a second and 100 MB."""
+    content = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()[:32]
+    try:
+        file = cache_directory() / f"{content}-eased-v{EASED_VERSION}.onnx"
+    except OutputError:
+        file = None
+    if file is not None and file.exists():
+        return ModelProto.FromString(file.read_bytes())
+    from .linear import ease
+
+    model = ease(model)
+    if file is not None:
+        with suppress(OutputError), complete_or_absent(file, overwrite=True) as name:  # it can be made anew
+            Path(name).write_bytes(model.SerializeToString())
+    return model
 
 
 def one_frame(half: ModelProto) -> openvino.Model:
