@@ -40,7 +40,7 @@ from gpurender.bench.subject import sound_of
 from gpurender.bench.watch import OtherWork
 from gpurender.engine import Precision, resolve_device
 from gpurender.errors import DeviceError, InputError, OutputError
-from gpurender.openvino_engine import fast_cpu_types
+from gpurender.openvino_engine import faster_on_cpu
 from gpurender.render import probe_inputs
 
 TEMPLATE_FRAMES = 160
@@ -228,17 +228,19 @@ def tell(words: str) -> None:
 
 
 def default_precisions(device: str) -> list[Precision]:
-    """`auto`, and the device's faster type whatever `auto` makes of it."""
+    """The exact type, `auto`, and the device's fastest type whatever `auto` makes of it."""
     if resolve_device(device).type == "cuda":
-        return ["auto", "fp16"]
-    return ["auto", "bf16"] if fast_cpu_types() else ["auto"]
+        return ["fp32", "auto", "fp16"]
+    return ["fp32", "auto", *cast(list[Precision], faster_on_cpu()[:1])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", choices=["seeded", "avatar"], default="seeded", help="full width, or narrow")
-    types = ["auto", "fp32", "fp16", "bf16"]
-    parser.add_argument("--precision", action="append", choices=types, help="repeatable [auto, and the faster type]")
+    types = ["auto", "fp32", "fp16", "bf16", "mixed"]
+    parser.add_argument(
+        "--precision", action="append", choices=types, help="repeatable [fp32, auto, and the fastest type]"
+    )
     parser.add_argument("--seconds", type=float, default=10.2, help="of sound [10.2, which is 254 frames]")
     parser.add_argument("--pairs", type=int, default=3, help="how often each renders [3]")
     parser.add_argument("--checked", type=int, default=16, help="frames that are compared first [16]")

@@ -2,8 +2,9 @@
 
 from .audio import Features, load_features
 from .color import nv12_to_rgb, rgb_to_nv12
-from .compare import compare_frames
-from .comparison import Comparison
+from .compare.comparison import Comparison
+from .compare.likeness import Figures, compare_pictures
+from .compare.run import compare_frames
 from .crop import crop_and_mask, crop_faces, face_input
 from .encode import write_frames
 from .engine import Engine, load_audio_engine, load_engine, predict
@@ -11,7 +12,6 @@ from .errors import DeviceError, InputError, OutputError
 from .export import export_onnx
 from .features import make_features, write_features
 from .find import find_sound, find_template
-from .likeness import Figures, compare_pictures
 from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
 from .pack import pack_template
 from .paste import paste_faces, paste_faces_nv12

@@ -88,7 +88,7 @@ def compare(a: str, b: str, quiet: bool, **options: Any) -> None:
 
     Exit codes: 0 alike, 1 different, 2 something given cannot be used (one line says what), 130 interrupted.
     """
-    from .compare import compare_frames
+    from .compare.run import compare_frames
     from .progress import TerminalProgress
 
     if not quiet:

@@ -18,10 +18,10 @@ from conftest import MakeTemplate, numbered_picture, write_rectangles, write_vid
 from PIL import Image
 from test_likeness import by_scikit_image
 
-import gpurender.compare
+import gpurender.compare.run
 from gpurender import InputError, compare_frames
 from gpurender.cli import main
-from gpurender.footage import Footage
+from gpurender.compare.footage import Footage
 
 WIDTH, HEIGHT, FRAMES = 96, 80, 12
 Run = Callable[..., Result]
@@ -303,7 +303,7 @@ class Counting:
 def test_a_few_frames_are_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side_by_side: bool) -> None:
     sources = {"a": Counting(), "b": Counting()}
     monkeypatch.setattr(
-        gpurender.compare, "open_footage", lambda name: Footage(Path(name), sources[name], range(100), 100, 25.0)
+        gpurender.compare.run, "open_footage", lambda name: Footage(Path(name), sources[name], range(100), 100, 25.0)
     )
     gc.disable()  # frames have to go by themselves
     try:

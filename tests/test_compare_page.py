@@ -18,7 +18,7 @@ from PIL import Image
 from test_compare import write_pictures
 
 from gpurender import compare_frames
-from gpurender.compare_page import HEIGHT, LEFT, MOST_POINTS, TOP, WIDTH, curve, most_different, tick_step
+from gpurender.compare.page import HEIGHT, LEFT, MOST_POINTS, TOP, WIDTH, curve, most_different, tick_step
 
 
 class Page(HTMLParser):

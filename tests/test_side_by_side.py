@@ -13,8 +13,8 @@ from PIL import Image
 from test_compare import lossless, write_pictures
 
 from gpurender import Figures, compare_frames, compare_pictures
-from gpurender.comparison import Pair
-from gpurender.side_by_side import ALARM, BACKGROUND, GAP, INK, side_by_side_frames
+from gpurender.compare.comparison import Pair
+from gpurender.compare.side_by_side import ALARM, BACKGROUND, GAP, INK, side_by_side_frames
 
 HELD_TO = (40.0, 0.95)
 

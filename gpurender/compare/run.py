@@ -9,20 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .compare_page import write_page
+from ..encode import check_destination, write_frames
+from ..engine import resolve_device
+from ..errors import InputError
+from ..output import check_output, complete_or_absent
+from ..prefetch import prefetch
+from ..rectangles import Rect
+from ..reference_set import array_differences
+from ..template import Order
 from .comparison import Comparison, Pair, listed
-from .encode import check_destination, write_frames
-from .engine import resolve_device
-from .errors import InputError
 from .footage import Footage, open_footage
 from .judged import Judged, judged_parts
 from .likeness import WINDOW, Figures, compare_pictures
-from .output import check_output, complete_or_absent
-from .prefetch import prefetch
-from .rectangles import Rect
-from .reference_set import array_differences
+from .page import write_page
 from .side_by_side import side_by_side_frames
-from .template import Order
 
 MIN_PSNR_DB, MIN_SSIM = 40.0, 0.95
 TOLERANCE = 0.01

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .decoders import Frames
-from .encode import NUMBER
-from .errors import InputError
-from .pictures import SUFFIXES, open_pictures
-from .reference_set import METADATA, ReferenceSet, open_reference
-from .video import VideoFrames, open_video
+from ..decoders import Frames
+from ..encode import NUMBER
+from ..errors import InputError
+from ..pictures import SUFFIXES, open_pictures
+from ..reference_set import METADATA, ReferenceSet, open_reference
+from ..video import VideoFrames, open_video
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import InputError
-from .find import find_template
+from ..errors import InputError
+from ..find import find_template
+from ..rectangles import Rect, read_rectangles
+from ..template import Order, frame_order, open_template
 from .footage import Footage
-from .rectangles import Rect, read_rectangles
-from .template import Order, frame_order, open_template
 
 FACE = "face"
 

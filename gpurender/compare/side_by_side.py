@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..rectangles import Rect
 from .comparison import Pair
-from .rectangles import Rect
 
 LEAST, MOST = 480, 1280  # pixels: how wide each of the three is
 GAP = 4

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..output import complete_or_absent
+from ..rectangles import Rect
 from .comparison import Comparison, decibels
 from .footage import Footage
 from .judged import Judged
-from .output import complete_or_absent
-from .rectangles import Rect
 from .side_by_side import as_picture, difference
 
 WIDTH, HEIGHT = 900, 200  # of a curve's area

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..report import installed
 from .likeness import Figures
-from .report import installed
 
 WORST = 3
 
