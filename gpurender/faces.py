@@ -11,11 +11,15 @@ from .network import Encoded
 from .template import Template
 
 
+LEAST_SHARE = 0.125  # of a template's frames: what is kept of fewer is seldom shown again, and costs memory
+
+
 class Faces:
     """Crops and network encodings of a template's frames, kept while they fit a memory budget.
 
     An output frame then costs the network's second half only. Frames beyond the budget are cropped and encoded at each
-    use, which costs no more than the whole network.
+    use, which costs no more than the whole network. Where the budget is for a small part of the template only, nothing
+    is kept.
     """
 
     def __init__(self, template: Template, engine: Engine, memory_budget: int) -> None:
@@ -35,6 +39,8 @@ class Faces:
             made = dict(zip(new, zip(crops, encoded, strict=True), strict=True))
         for i, (crop, encoding) in made.items():
             size = crop.nbytes + sum(tensor.nbytes for tensor in encoding)
+            if not self._kept and self._room < LEAST_SHARE * len(self._template) * size:
+                self._room = 0
             if size <= self._room:
                 self._room -= size
                 # Copies: a slice would keep the memory of its whole batch.
