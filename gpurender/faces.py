@@ -10,7 +10,6 @@ from .engine import Engine
 from .network import Encoded
 from .template import Template
 
-
 LEAST_SHARE = 0.125  # of a template's frames: what is kept of fewer is seldom shown again, and costs memory
 
 
