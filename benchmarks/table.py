@@ -24,6 +24,7 @@ TITLES = {
     "ops": "Operations alone",
     "scaling": "Cost by length",
 }
+COLUMNS = ("width", "height", "face", "frames", "minutes", "asked", "precision", "impl", "engine")
 SHOWN_OF_BENCH = ("whole program", "rendering", "first frame", "peak", "host to device", "device to host")
 
 
@@ -35,13 +36,13 @@ def tables(records: Iterator[Record]) -> str:
 
 def block(made: Record) -> str:
     """One record: what all its figures have in common above a table of the rest."""
-    results = [result for result in made["results"] if made["suite"] != "bench" or of_interest(result["name"])]
+    results = [result for result in made["results"] if of_interest(made["suite"], result)]
     common = {
         key: value
         for key, value in results[0]["parameters"].items()
         if all(result["parameters"].get(key, value) == value for result in results)
     }
-    varying = list(dict.fromkeys(key for result in results for key in result["parameters"] if key not in common))
+    varying = [key for key in COLUMNS if key not in common and any(key in result["parameters"] for result in results)]
     machine = made["machine"]
     place = f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, {made['date'][:10]}"
     head = ["", *(key.replace("_", " ") for key in varying), "median", "smallest to largest", "runs"]
@@ -61,8 +62,18 @@ def block(made: Record) -> str:
     return "\n".join(lines + notes)
 
 
-def of_interest(name: str) -> bool:
-    return name.startswith(SHOWN_OF_BENCH)
+def of_interest(suite: str, result: dict[str, Any]) -> bool:
+    """Whether README has it; the records have everything."""
+    name, unit, of = result["name"], result["unit"], result["parameters"]
+    if name.startswith("meanwhile"):
+        return False
+    if suite == "bench":
+        return name.startswith(SHOWN_OF_BENCH)
+    if suite.startswith("baseline"):
+        return unit != "s" and not name.startswith("decoded")
+    if suite == "ops":
+        return unit != "bytes a second" and of.get("height", 720) == 720
+    return True
 
 
 def described(parameters: dict[str, Any]) -> str:
