@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ.pop("TRITON_INTERPRET", None)
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
 
 import torch
 import triton
@@ -42,13 +43,12 @@ class Driver:
         return type_
 
 
-driver.set_active(Driver())  # pyright: ignore[reportArgumentType]
 launch = JITFunction.run
 results: dict[str, dict[str, int]] = {}
 
 
 def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-    compiled = launch(kernel, *args, grid=grid, warmup=True, **kwargs)
+    compiled: Any = launch(kernel, *args, grid=grid, warmup=True, **kwargs)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -65,25 +65,30 @@ def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwa
     }
 
 
-JITFunction.run = compile_only  # pyright: ignore[reportAttributeAccessIssue]
+def main() -> None:
+    driver.set_active(Driver())  # pyright: ignore[reportArgumentType]
+    JITFunction.run = compile_only  # pyright: ignore[reportAttributeAccessIssue]
+    bt709 = equations("bt709", False)
+    rects = torch.tensor([[10, 20, 200, 210]])
+    keep = torch.zeros(1, 720, 1280, dtype=torch.bool)
+    surfaces = torch.empty(1, 1080, 1280, dtype=torch.uint8)
+    for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        frames, crops = (torch.empty(1, 3, *size, dtype=dtype) for size in ((720, 1280), (328, 328)))
+        half = torch.float16 if dtype == torch.uint8 else dtype
+        crop.crop(frames, rects, crops, torch.empty(1, 6, 320, 320, dtype=half), bt709)
+        predictions = torch.empty(1, 3, 320, 320, dtype=half)
+        paste.paste(frames, crops, predictions, rects, keep)
+        if dtype == torch.uint8:
+            crop.crop(surfaces, rects, crops, None, bt709)
+            paste.paste(frames, crops, predictions, rects, None, surfaces, bt709)
+            paste.paste(frames[..., 1:, 1:], crops, predictions, rects, keep[..., 1:, 1:], surfaces, bt709)
+            color.rgb_to_nv12(frames, surfaces, bt709)
+            color.rgb_to_nv12(frames[..., 1:, 1:], surfaces, bt709)
+            color.nv12_to_rgb(surfaces, frames, bt709, None, None)
+            for across, down in BETWEEN.values():
+                color.nv12_to_rgb(surfaces, frames, bt709, chroma_weights(across), chroma_weights(down))
+    print(json.dumps(results))
 
-bt709 = equations("bt709", False)
-rects = torch.tensor([[10, 20, 200, 210]])
-keep = torch.zeros(1, 720, 1280, dtype=torch.bool)
-surfaces = torch.empty(1, 1080, 1280, dtype=torch.uint8)
-for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64):
-    frames, crops = (torch.empty(1, 3, *size, dtype=dtype) for size in ((720, 1280), (328, 328)))
-    half = torch.float16 if dtype == torch.uint8 else dtype
-    crop.crop(frames, rects, crops, torch.empty(1, 6, 320, 320, dtype=half), bt709)
-    predictions = torch.empty(1, 3, 320, 320, dtype=half)
-    paste.paste(frames, crops, predictions, rects, keep)
-    if dtype == torch.uint8:
-        crop.crop(surfaces, rects, crops, None, bt709)
-        paste.paste(frames, crops, predictions, rects, None, surfaces, bt709)
-        paste.paste(frames[..., 1:, 1:], crops, predictions, rects, keep[..., 1:, 1:], surfaces, bt709)
-        color.rgb_to_nv12(frames, surfaces, bt709)
-        color.rgb_to_nv12(frames[..., 1:, 1:], surfaces, bt709)
-        color.nv12_to_rgb(surfaces, frames, bt709, None, None)
-        for across, down in BETWEEN.values():
-            color.nv12_to_rgb(surfaces, frames, bt709, chroma_weights(across), chroma_weights(down))
-print(json.dumps(results))
+
+if __name__ == "__main__":
+    main()
