@@ -85,7 +85,8 @@ def why_no_kernels(device_type: str) -> str | None:
     try:
         import triton
 
-        assert triton.runtime.driver.active.utils  # which Triton compiles when it is first used
+        driver: Any = triton.runtime.driver.active
+        assert driver.utils  # which Triton compiles when it is first used
     except Exception as error:  # of the compiler, the linker, the driver
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"does not start ({lines[0]}); Triton needs gcc and Python's headers: apt install gcc python3-dev"
