@@ -322,12 +322,13 @@ def test_a_directory_that_comes_up_meanwhile_stays(tmp_path: Path) -> None:
     def make_it_meanwhile() -> None:
         with complete_or_absent_directory(out, False, "mark") as directory:
             (directory / "mark").write_text("ours")
-            out.mkdir()  # empty: a rename would replace it
+            out.mkdir()
+            (out / "mark").write_text("theirs")
 
     with pytest.raises(OutputError, match="out exists; give --overwrite"):
         make_it_meanwhile()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert list(out.iterdir()) == []
+    assert (out / "mark").read_text() == "theirs"
 
 
 def test_errors_name_the_package_not_the_hidden_directory(tmp_path: Path) -> None:

@@ -428,7 +428,7 @@ BAD_PACKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another size of mask": (
         lambda p: Image.fromarray(np.zeros((121, 160, 3), np.uint8)).save(p / PARSING / "3.png"),
-        r"3\.png is 160×121, but full_body_video\.mp4 is 160×120: all frames and masks",
+        r"3\.png is 160×121, but full_body_video\.mp4 is 160×120: frames and masks that belong together",
     ),
     "a mask too few": (lambda p: (p / PARSING / "3.png").unlink(), "parsing has no mask for 3; give --no-parsing"),
 }
@@ -568,9 +568,12 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "commas": (lambda p: write_points(p / LANDMARKS, NO_POINTS, "{},{}"), "0.lms, line 1: '0.0,0.0' is not a point"),
     "another size": (
         lambda p: Image.fromarray(picture(322, 240, 1)).save(p / IMAGES / "3.jpg"),
-        r"3\.jpg is 322×240, but 0\.jpg is 320×240: all frames and masks",
+        r"3\.jpg is 322×240, but 0\.jpg is 320×240: frames and masks that belong together",
     ),
-    "another size of mask": (small_mask, r"3\.png is 319×240, but 0\.jpg is 320×240: all frames and masks"),
+    "another size of mask": (
+        small_mask,
+        r"3\.png is 319×240, but 0\.jpg is 320×240: frames and masks that belong together",
+    ),
     "a mask too few": (
         lambda p: (p / PARSING / "3.png").unlink(),
         r"parsing has no mask for 3\.jpg; give --no-parsing",

@@ -357,7 +357,7 @@ def test_another_size_is_told_when_it_comes(tmp_path: Path) -> None:
     two_sizes(tmp_path / "two.mp4")
     source = VideoFrames(tmp_path / "two.mp4")
     source.frames(range(11))
-    with pytest.raises(InputError, match=r"two\.mp4: frame 12 is 64×48, but the first is 96×80: all frames of a temp"):
+    with pytest.raises(InputError, match=r"two\.mp4: frame 12 is 64×48, but the first is 96×80: all frames of a video"):
         source.frames([20])
     assert read_number(source.frames([10])[0].numpy()) == 10
 
