@@ -73,7 +73,7 @@ def bench(
     old = None if compare is None else read_record(compare)
     for file in filter(None, (json_file, html_file)):
         check_output(file, overwrite)
-    made = measure(command=sys.argv, notify=TerminalProgress().stage, **options)
+    made = measure(command=["gpurender", *sys.argv[1:]], notify=TerminalProgress().stage, **options)
     click.echo(table(made))
     pairs = [] if old is None else compared(old, made)
     if old is not None:
