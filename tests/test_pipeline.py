@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import MakeTemplate
 
-from gpurender import FrameGenerationPipeline, InputError, OutputError, make
+from gpurender import FrameGenerationPipeline, InputError, OutputError, compare_frames, make
 from gpurender.network import Mode
 
 
@@ -38,6 +38,16 @@ def test_the_quick_start(
     with av.open(str(out)) as container:
         assert container.streams.audio[0].rate == 22050
     assert len(pictures(out)) == 20
+
+
+def test_reference_outputs(make_template: MakeTemplate, aud_ave: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+    template, pipeline = make_template(), FrameGenerationPipeline(tiny_onnx)
+    stored = pipeline.generate_reference_outputs(
+        audio_features_path=str(aud_ave), template_dir=str(template), output_dir=str(tmp_path / "reference")
+    )
+    assert len(stored) == 5
+    make(template, aud_ave, tmp_path / "frames/%05d.png", model=tiny_onnx, precision="fp32")
+    assert compare_frames(tmp_path / "reference", tmp_path / "frames", min_psnr_db=100).alike
 
 
 def test_what_may_be_chosen(
