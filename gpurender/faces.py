@@ -1,14 +1,12 @@
 """A template's faces as the network and the paste need them: work that depends on the template alone, done once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .crop import crop_and_mask
 from .engine import Engine
 from .network import Encoded
-from .template import Template
 
 LEAST_SHARE = 0.125  # of a template's frames: what is kept of fewer is seldom shown again, and costs memory
 
@@ -19,30 +17,50 @@ class Faces:
     An output frame then costs the network's second half only. Frames beyond the budget are cropped and encoded at each
     use, which costs no more than the whole network. Where the budget is for a small part of the template only, nothing
     is kept.
+
+    Attributes:
+        encoded: how many faces the network's first half has seen so far.
     """
 
-    def __init__(self, template: Template, engine: Engine, memory_budget: int) -> None:
-        self._template = template
+    def __init__(self, template_frames: int, engine: Engine, memory_budget: int) -> None:
+        self.encoded = 0
+        self._template_frames = template_frames
         self._engine = engine
         self._room = memory_budget
         self._kept: dict[int, tuple[Tensor, Encoded]] = {}
 
-    def __call__(self, shown: Sequence[int], frames: Tensor) -> tuple[Tensor, list[Encoded]]:
-        """Crops (B,3,328,328) uint8 and encodings of template frames `shown`, whose pixels are `frames` (B,3,H,W)."""
+    def __call__(
+        self, shown: Sequence[int], crop: Callable[[list[int]], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, list[Encoded]]:
+        """The faces of some template frames.
+
+        Args:
+            shown: the frames' numbers.
+            crop: `crop_and_mask` of some of them, given by where they are in `shown`.
+
+        Returns:
+            crops (B,3,328,328) uint8, and encodings.
+        """
         new = {i: k for k, i in enumerate(shown) if i not in self._kept}
         made: dict[int, tuple[Tensor, Encoded]] = {}
         if new:
-            pixels = torch.stack([frames[k] for k in new.values()])  # indexing with a list would wait for a GPU
-            crops, inputs = crop_and_mask(pixels, self._template.rects[list(new)])
+            crops, inputs = crop(list(new.values()))
             encoded = self._engine.encode(inputs)
+            self.encoded += len(new)
             made = dict(zip(new, zip(crops, encoded, strict=True), strict=True))
-        for i, (crop, encoding) in made.items():
-            size = crop.nbytes + sum(tensor.nbytes for tensor in encoding)
-            if not self._kept and self._room < LEAST_SHARE * len(self._template) * size:
+        for i, (face, encoding) in made.items():
+            size = face.nbytes + sum(tensor.nbytes for tensor in encoding)
+            if not self._kept and self._room < LEAST_SHARE * self._template_frames * size:
                 self._room = 0
             if size <= self._room:
                 self._room -= size
-                # Copies: a slice would keep the memory of its whole batch.
-                self._kept[i] = crop.clone(), tuple(tensor.clone() for tensor in encoding)
+                self._kept[i] = face.clone(), alone(encoding)
         ready = [self._kept.get(i) or made[i] for i in shown]
-        return torch.stack([crop for crop, _ in ready]), [encoding for _, encoding in ready]
+        return torch.stack([face for face, _ in ready]), [encoding for _, encoding in ready]
+
+
+def alone(encoding: Encoded) -> Encoded:
+    """The encoding in memory of its own: a slice would keep that of its whole batch."""
+    return tuple(
+        tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone() for tensor in encoding
+    )

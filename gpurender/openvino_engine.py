@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import openvino
@@ -47,51 +46,57 @@ class OpenVinoEngine:
         self.mode: Mode = network.mode
         self.device = torch.device("cpu")
         self._again = network.again
-        # The encoder works now and then, with all cores on one frame: that takes less memory.
-        self._encoder = Requests(network.encoder, precision, "LATENCY") if network.encoder else None
+        self._encoder = Requests(network.encoder, precision) if network.encoder else None
         decoder = lower_large(network.decoder) if precision == "mixed" else network.decoder
-        self._decoder = Requests(decoder, precision, "THROUGHPUT")
+        self._decoder = Requests(decoder, precision)
         self.batch = 2 * len(self._decoder)  # more would only wait in memory
 
     def encode(self, faces: Tensor) -> list[Encoded]:
-        levels = self._encoder([(face,) for face in faces]) if self._encoder else []
-        return list(zip(*([faces] if self._again else []), *levels, strict=True))
+        encoded: list[Encoded] = [()] * len(faces)
+        if self._encoder:  # each into memory of its own, which can be kept as it is
+            encoded = [tuple(torch.empty(shape) for shape in self._encoder.output_shapes) for _ in faces]
+            self._encoder([(face,) for face in faces], encoded)
+        return [(face, *levels) for face, levels in zip(faces, encoded, strict=True)] if self._again else encoded
 
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
-        return self._decoder([(*seen, heard) for seen, heard in zip(encoded, audio, strict=True)])[0]
+        pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0])
+        seen_and_heard = [(*seen, heard) for seen, heard in zip(encoded, audio, strict=True)]
+        self._decoder(seen_and_heard, [(picture,) for picture in pictures])
+        return pictures
 
 
 class Requests:
-    """A compiled OpenVINO model with a batch of one, and its inference requests."""
+    """A compiled OpenVINO model with a batch of one, and an inference request for each core.
 
-    def __init__(self, model: openvino.Model, precision: str, hint: Literal["LATENCY", "THROUGHPUT"]) -> None:
+    Attributes:
+        output_shapes: without the batch axis.
+    """
+
+    def __init__(self, model: openvino.Model, precision: str) -> None:
         compiled = openvino.Core().compile_model(
             model,
             "CPU",
-            {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": hint},
+            {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": "THROUGHPUT"},
         )
-        self._output_shapes = [tuple(port.shape)[1:] for port in compiled.outputs]
+        self.output_shapes = [tuple(port.shape)[1:] for port in compiled.outputs]
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._requests = [compiled.create_infer_request() for _ in range(count)]
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def __call__(self, items: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Each item's float32 inputs, without the batch axis, to the outputs of all, stacked. Contiguous inputs are not
-        copied."""
+    def __call__(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> None:
+        """Each item's float32 inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
         items = [tuple(tensor.contiguous() for tensor in item) for item in items]  # alive until all requests end
-        outputs = [torch.empty(len(items), *shape) for shape in self._output_shapes]
-        for i, request in zip(range(len(items)), itertools.cycle(self._requests)):
+        for item, output, request in zip(items, outputs, itertools.cycle(self._requests), strict=False):
             request.wait()
-            for k, tensor in enumerate(items[i]):
+            for k, tensor in enumerate(item):
                 request.set_input_tensor(k, shared(tensor))
-            for k, output in enumerate(outputs):
-                request.set_output_tensor(k, shared(output[i]))
+            for k, tensor in enumerate(output):
+                request.set_output_tensor(k, shared(tensor))
             request.start_async()
         for request in self._requests:
             request.wait()
-        return outputs
 
 
 def shared(tensor: Tensor) -> openvino.Tensor:

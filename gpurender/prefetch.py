@@ -22,10 +22,12 @@ class Timings:
     Attributes:
         host_seconds: by stage, on its thread.
         device_seconds: by stage, on its stream of the GPU; empty on a CPU.
+        counts: of work that is not done for each frame.
     """
 
     host_seconds: dict[str, float] = field(default_factory=dict)
     device_seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     _running: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = field(default_factory=dict, repr=False)
 
     def measured(self, name: str, work: Callable[[], T], device: torch.device) -> T:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .audio import FEATURE_FILES, Features, load_features
+from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .crop import crop_and_mask
 from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import Engine, EngineName, Precision, load_audio_engine, load_engine, resolve_device
@@ -42,8 +43,8 @@ class Shown(NamedTuple):
 
     indices: list[int]
     """of the template frames"""
-    frames: Tensor  # (B,3,H,W) uint8 RGB
-    keep: Tensor | None  # (B,H,W) bool
+    behind: tuple[Tensor, Tensor | None] | list[Backdrop]
+    """those frames, (B,3,H,W) uint8 RGB, and their keep masks, (B,H,W) bool; or their backdrops"""
     windows: Tensor  # (B,*WINDOW_SHAPES[mode]) float32
 
 
@@ -88,22 +89,39 @@ def render(
         InputError: a template frame cannot be decoded.
         DeviceError: the GPU's memory does not do for a single frame.
     """
-    faces = Faces(template, engine, template.memory_left)
+    # A GPU converts a whole frame's colour in less time than it takes to look for what changed.
+    backdrops = None
+    if pixels == "nv12" and template.device.type == "cpu":
+        backdrops = Backdrops(template, template.memory_left)
+    faces = Faces(len(template), engine, (backdrops or template).memory_left)
 
     def show(outputs: range) -> Shown:
         indices = frame_order(len(template), outputs, order, start_frame)
-        return Shown(indices, *template.frames(indices), features.windows(outputs.start, outputs.stop))
+        behind = backdrops(indices) if backdrops else template.frames(indices)
+        return Shown(indices, behind, features.windows(outputs.start, outputs.stop))
 
     def draw(shown: Shown) -> Drawn:
-        crops, encoded = faces(shown.indices, shown.frames)
-        return Drawn(shown, crops, engine.decode(encoded, shown.windows))
+        indices, behind, windows = shown
+
+        def crop(which: list[int]) -> tuple[Tensor, Tensor]:
+            if isinstance(behind, list):
+                return crop_backdrops([behind[k] for k in which])
+            frames = torch.stack([behind[0][k] for k in which])  # indexing with a list would wait for a GPU
+            return crop_and_mask(frames, template.rects[[indices[k] for k in which]])
+
+        crops, encoded = faces(indices, crop)
+        if timings is not None:
+            timings.counts["faces encoded"] = faces.encoded
+        return Drawn(shown, crops, engine.decode(encoded, windows))
 
     def paste(drawn: Drawn) -> Tensor:
-        (indices, frames, keep, _), crops, predictions = drawn
-        rects = template.rects[indices]
+        (indices, behind, _), crops, predictions = drawn
+        if isinstance(behind, list):
+            return paste_on_backdrops(behind, crops, predictions)
+        frames, keep = behind
         if pixels == "nv12":
-            return paste_faces_nv12(frames, crops, predictions, rects, keep)
-        return paste_faces(frames, crops, predictions, rects, keep, inplace=True)
+            return paste_faces_nv12(frames, crops, predictions, template.rects[indices], keep)
+        return paste_faces(frames, crops, predictions, template.rects[indices], keep, inplace=True)
 
     def batches(start: int, size: int) -> Generator[Tensor]:
         outputs = (range(i, min(i + size, len(features))) for i in range(start, len(features), size))
@@ -210,7 +228,15 @@ def make(
         check_output(Path(report), overwrite)
     place = resolve_device(device)
 
-    person = open_template(template, device=place, parsing=parsing, memory_budget=memory_budget, decoder=decoder)
+    surfaces = not is_pattern(out) and encoder != "mjpeg"
+    person = open_template(
+        template,
+        device=place,
+        parsing=parsing,
+        memory_budget=memory_budget,
+        decoder=decoder,
+        keep=not (surfaces and place.type == "cpu"),
+    )
     frame_order(len(person), range(1), order, start_frame)
     torch_may_run_it = engine == "torch" or place.type == "cuda"
     network = Path(model) if model is not None else find_network(template, ".pth" if torch_may_run_it else ".onnx")
@@ -237,7 +263,6 @@ def make(
     timings = Timings()
     notes: list[str] = []
     size = batch or runtime.batch
-    surfaces = place.type == "cuda" and not is_pattern(out) and encoder != "mjpeg"
     if place.type == "cuda" and (why := why_no_kernels("cuda")) is not None:
         notes.append(f"Kornia and torch crop, paste and convert, not kernels: Triton {why}")
     frames = render(
@@ -278,6 +303,8 @@ def make(
         render_seconds=ended - rendering,
         stage_seconds=timings.host_seconds,
         stage_device_seconds=timings.device_seconds,
+        template_frames=len(person),
+        faces_encoded=timings.counts["faces encoded"],
         device=str(place),
         engine=runtime.name,
         precision=runtime.precision,

@@ -39,6 +39,10 @@ class Summary:
     """by stage of the rendering, on the host: of work, without waiting; stages overlap"""
     stage_device_seconds: dict[str, float]
     """by stage, on the GPU"""
+    template_frames: int
+    faces_encoded: int
+    """how often the network's first half ran: once for each template frame that was shown, if memory allowed to keep
+    what it made; once for each frame of the video, if not"""
     device: str
     engine: str
     precision: str

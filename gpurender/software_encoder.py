@@ -128,11 +128,13 @@ def nv12_frames(batches: Iterable[Tensor], device: torch.device, timings: Timing
         copied.copy_(surfaces, non_blocking=True)
         return copied, torch.cuda.current_stream(device).record_event()
 
-    for surfaces, copied in stage("colour", copy_surfaces, batches, device, timings):
+    on_host = device.type == "cpu"
+    ready = map(copy_surfaces, batches) if on_host else stage("colour", copy_surfaces, batches, device, timings)
+    for surfaces, copied in ready:
         if copied is not None:
             copied.synchronize()
         for surface in surfaces.numpy():
-            frame = av.VideoFrame.from_ndarray(surface, "nv12")
+            frame = av.VideoFrame.from_numpy_buffer(surface, "nv12")
             frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
             yield frame
 

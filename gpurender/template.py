@@ -28,7 +28,8 @@ class Template:
 
     Pictures are decoded once, when they are first used, and stay on the device while they fit half of `memory_budget`
     bytes; those beyond it are decoded again at each use. So it is with a video's frames on a GPU; on a CPU, they stay
-    as the video's decoder made them, half the size. What frames leave of the budget is for work on them (`Faces`).
+    as the video's decoder made them, half the size. What frames leave of the budget is for work on them (`Faces`,
+    `Backdrops`); without `keep`, all of it is.
 
     Attributes:
         path: the directory.
@@ -56,6 +57,7 @@ class Template:
         notes: list[str],
         landmark_files: Sequence[Path] = (),
         mask_files: Sequence[Path] = (),
+        keep: bool = True,
     ) -> None:
         self.path = path
         self.device = device
@@ -68,7 +70,7 @@ class Template:
         self.mask_files = mask_files
         pixels = self.width * self.height
         mask_bytes = pixels if masks else 0
-        half = memory_budget // 2
+        half = memory_budget // 2 if keep else 0
         resident = masks_resident = min(half // (3 * pixels + mask_bytes), len(self))
         self.memory_left = memory_budget - resident * (3 * pixels + mask_bytes)
         if isinstance(source, VideoFrames):
@@ -131,6 +133,7 @@ def open_template(
     parsing: bool | None = None,
     memory_budget: int | None = None,
     decoder: DecoderName = "auto",
+    keep: bool = True,
 ) -> Template:
     """Open a SyncTalk_2D template directory or a template package, and check all of it but the frames' pixels.
 
@@ -150,6 +153,8 @@ def open_template(
             512 MiB on a CPU, half of the free memory on a GPU. A few frames of a video are kept whatever it is.
         decoder: of pictures `dali` or `pillow`, of a video `nvdec` or `pyav`; dali works on a CPU too. `auto` is the
             GPU's on a GPU, where it can decode the frames (a note says why not), and the host's on a CPU.
+        keep: frames that were decoded, while they fit half of the budget; `render` keeps what it makes of them itself
+            where it makes NV12 on a CPU.
 
     Raises:
         InputError: something in the directory is missing, does not match or cannot be used; the message names it.
@@ -205,6 +210,7 @@ def open_template(
         notes,
         list(landmarks.values()),
         mask_files,
+        keep,
     )
 
 

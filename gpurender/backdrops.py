@@ -1,0 +1,84 @@
+"""A template's frames as video encoders take them, ready but for the face: on a CPU, where colour takes longer than a
+copy."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .color import planes, rgb_to_nv12
+from .crop import crop_and_mask
+from .paste import paste_faces
+from .template import Template
+
+
+class Backdrop(NamedTuple):
+    """A template's frame: as NV12, and as RGB where a face will change it."""
+
+    surface: Tensor  # (H*3/2,W) uint8 NV12, H and W rounded up to even
+    around: Tensor  # (1,3,h,w) uint8 RGB: the face rectangle, and the pixels that share chroma samples with it
+    keep: Tensor | None  # (1,h,w) bool
+    corner: tuple[int, int]  # of `around` in the frame: x and y, even
+    rects: Tensor  # (1,4) the face rectangle in `around`
+
+
+class Backdrops:
+    """Makes a template's frames backdrops: once each, while they fit a memory budget; others at each use.
+
+    Attributes:
+        memory_left: bytes of the budget that backdrops will not take.
+    """
+
+    def __init__(self, template: Template, memory_budget: int) -> None:
+        self._template = template
+        self._room = memory_budget
+        self._kept: dict[int, Backdrop] = {}
+        surface = (template.width + 1) // 2 * 2 * ((template.height + 1) // 2 * 3)
+        faces = ((template.rects[:, 2:] - template.rects[:, :2] + 2).prod(1) * (3 + template.parsing)).sum().item()
+        self.memory_left = max(memory_budget - len(template) * surface - int(faces), 0)
+
+    def __call__(self, indices: Sequence[int]) -> list[Backdrop]:
+        made: dict[int, Backdrop] = {}
+        missing = [i for i in dict.fromkeys(indices) if i not in self._kept]
+        if missing:
+            frames, keep = self._template.frames(missing)
+            for k, i in enumerate(missing):
+                made[i] = backdrop(frames[k], keep[k] if keep is not None else None, self._template.rects[i])
+                size = sum(tensor.nbytes for tensor in made[i] if isinstance(tensor, Tensor))
+                if size <= self._room:
+                    self._room -= size
+                    self._kept[i] = made[i]
+        return [self._kept.get(i) or made[i] for i in indices]
+
+
+def backdrop(frame: Tensor, keep: Tensor | None, rect: Tensor) -> Backdrop:
+    """Of a frame (3,H,W) uint8 RGB, its keep mask (H,W) and its face rectangle (4,)."""
+    x, y = (int(edge) // 2 * 2 for edge in rect[:2])
+    right, bottom = (int(edge) + int(edge) % 2 for edge in rect[2:])
+    return Backdrop(
+        rgb_to_nv12(frame[None])[0],
+        frame[None, :, y:bottom, x:right].clone(),
+        keep[None, y:bottom, x:right].clone() if keep is not None else None,
+        (x, y),
+        rect[None] - torch.tensor([x, y, x, y]),
+    )
+
+
+def crop_backdrops(backdrops: Sequence[Backdrop]) -> tuple[Tensor, Tensor]:
+    """`crop_and_mask` of what is around each face."""
+    crops, inputs = zip(*(crop_and_mask(behind.around, behind.rects) for behind in backdrops), strict=True)
+    return torch.cat(crops), torch.cat(inputs)
+
+
+def paste_on_backdrops(backdrops: Sequence[Backdrop], crops: Tensor, predictions: Tensor) -> Tensor:
+    """`paste_faces_nv12` of the frames that the backdrops are of: (B,H*3/2,W) uint8, the same bytes."""
+    surfaces = torch.stack([behind.surface for behind in backdrops])
+    luma, chroma = planes(surfaces)
+    for i, (_, around, keep, (x, y), rects) in enumerate(backdrops):
+        pasted = paste_faces(around, crops[i : i + 1], predictions[i : i + 1], rects, keep)
+        face_luma, face_chroma = planes(rgb_to_nv12(pasted))
+        height, width = face_luma.shape[1:]
+        luma[i, y : y + height, x : x + width] = face_luma[0]
+        chroma[i, y // 2 : (y + height) // 2, x // 2 : (x + width) // 2] = face_chroma[0]
+    return surfaces
