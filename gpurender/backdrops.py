@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from .color import planes, rgb_to_nv12
-from .crop import crop_and_mask
+from .crop import CROP, crop_faces, face_input
 from .paste import paste_faces
 from .template import Template
 
 
 class Backdrop(NamedTuple):
-    """A template's frame: as NV12, and as RGB where a face will change it."""
+    """A template's frame: as NV12, as RGB where a face will change it, and the face itself."""
 
     surface: Tensor  # (H*3/2,W) uint8 NV12, H and W rounded up to even
     around: Tensor  # (1,3,h,w) uint8 RGB: the face rectangle, and the pixels that share chroma samples with it
     keep: Tensor | None  # (1,h,w) bool
     corner: tuple[int, int]  # of `around` in the frame: x and y, even
     rects: Tensor  # (1,4) the face rectangle in `around`
+    crop: Tensor  # (1,3,328,328) uint8 RGB
 
 
 class Backdrops:
@@ -35,8 +36,8 @@ class Backdrops:
         self._room = memory_budget
         self._kept: dict[int, Backdrop] = {}
         surface = (template.width + 1) // 2 * 2 * ((template.height + 1) // 2 * 3)
-        faces = ((template.rects[:, 2:] - template.rects[:, :2] + 2).prod(1) * (3 + template.parsing)).sum().item()
-        self.memory_left = max(memory_budget - len(template) * surface - int(faces), 0)
+        around = ((template.rects[:, 2:] - template.rects[:, :2] + 2).prod(1) * (3 + template.parsing)).sum().item()
+        self.memory_left = max(memory_budget - len(template) * (surface + 3 * CROP**2) - int(around), 0)
 
     def __call__(self, indices: Sequence[int]) -> list[Backdrop]:
         made: dict[int, Backdrop] = {}
@@ -56,26 +57,23 @@ def backdrop(frame: Tensor, keep: Tensor | None, rect: Tensor) -> Backdrop:
     """Of a frame (3,H,W) uint8 RGB, its keep mask (H,W) and its face rectangle (4,)."""
     x, y = (int(edge) // 2 * 2 for edge in rect[:2])
     right, bottom = (int(edge) + int(edge) % 2 for edge in rect[2:])
-    return Backdrop(
-        rgb_to_nv12(frame[None])[0],
-        frame[None, :, y:bottom, x:right].clone(),
-        keep[None, y:bottom, x:right].clone() if keep is not None else None,
-        (x, y),
-        rect[None] - torch.tensor([x, y, x, y]),
-    )
+    around = frame[None, :, y:bottom, x:right].clone()
+    keep = keep[None, y:bottom, x:right].clone() if keep is not None else None
+    rects = rect[None] - torch.tensor([x, y, x, y])
+    return Backdrop(rgb_to_nv12(frame[None])[0], around, keep, (x, y), rects, crop_faces(around, rects))
 
 
 def crop_backdrops(backdrops: Sequence[Backdrop]) -> tuple[Tensor, Tensor]:
-    """`crop_and_mask` of what is around each face."""
-    crops, inputs = zip(*(crop_and_mask(behind.around, behind.rects) for behind in backdrops), strict=True)
-    return torch.cat(crops), torch.cat(inputs)
+    """`crop_and_mask` of the frames that the backdrops are of."""
+    crops = torch.cat([behind.crop for behind in backdrops])
+    return crops, face_input(crops)
 
 
 def paste_on_backdrops(backdrops: Sequence[Backdrop], crops: Tensor, predictions: Tensor) -> Tensor:
     """`paste_faces_nv12` of the frames that the backdrops are of: (B,H*3/2,W) uint8, the same bytes."""
     surfaces = torch.stack([behind.surface for behind in backdrops])
     luma, chroma = planes(surfaces)
-    for i, (_, around, keep, (x, y), rects) in enumerate(backdrops):
+    for i, (_, around, keep, (x, y), rects, _) in enumerate(backdrops):
         pasted = paste_faces(around, crops[i : i + 1], predictions[i : i + 1], rects, keep)
         face_luma, face_chroma = planes(rgb_to_nv12(pasted))
         height, width = face_luma.shape[1:]

@@ -11,7 +11,7 @@ encode    frames -> video with the sound, or numbered pictures      encode.py
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -277,7 +277,9 @@ def make(
         notes=notes,
     )
     first: list[float] = []
-    with closing(frames):  # its threads end before an error is reported
+    # OpenVINO keeps all cores busy: torch's threads would wait for each other in the middle of each small step.
+    alone = one_torch_thread() if runtime.name == "openvino" else nullcontext()
+    with alone, closing(frames):  # its threads end before an error is reported
         written = write_frames(
             progress.frames(noting_the_first(frames, first), len(features)),
             out,
@@ -317,6 +319,17 @@ def make(
     if report is not None:
         summary.write(Path(report), overwrite)
     return summary
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """torch works on one core meanwhile, in threads that begin meanwhile and in this one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def noting_the_first(batches: Iterable[Tensor], when: list[float]) -> Iterator[Tensor]:
