@@ -5,8 +5,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from widen import widened_encoder, widened_unet
 
-from gpurender import AudioEncoder, UNet, find_template, frame_order, open_template
+from gpurender import (
+    AudioEncoder,
+    UNet,
+    find_template,
+    frame_order,
+    load_audio_encoder,
+    load_unet,
+    open_template,
+)
 from gpurender.seeds import seeded_weights
 
 SMALL_UNET = {
@@ -50,6 +59,16 @@ def avatar_networks() -> tuple[Path, Path]:
     return models / "generator.pth", models / "audio_encoder.pth"
 
 
+def widened_networks(folder: Path) -> tuple[Path, Path]:
+    """Full-width checkpoints that draw and hear what the avatar's do, see widen.py."""
+    unet, encoder = avatar_networks()
+    files = folder / "widened.pth", folder / "widened_encoder.pth"
+    torch.save(widened_unet(load_unet(unet)).state_dict(), files[0])
+    torch.save(widened_encoder(load_audio_encoder(encoder)).state_dict(), files[1])
+    return files
+
+
 def saved(network: torch.nn.Module, file: Path) -> Path:
+    """A network with weights by rule."""
     torch.save(seeded_weights(network), file)
     return file

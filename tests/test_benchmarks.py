@@ -9,6 +9,7 @@ from pathlib import Path
 
 import baseline
 import cv2
+import materials
 import memory
 import numpy as np
 import pytest
@@ -20,8 +21,19 @@ from conftest import MakeTemplate
 from records import machine_name, place, save, saved
 from schema import SCHEMA, follows
 
-from gpurender import InputError, load_audio_encoder, load_unet
+from gpurender import (
+    AudioEncoder,
+    InputError,
+    UNet,
+    find_sound,
+    find_template,
+    load_audio_encoder,
+    load_features,
+    load_unet,
+    open_template,
+)
 from gpurender.bench.measured import Measured, Record, record
+from gpurender.render import probe_inputs
 from gpurender.template import frame_order
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -143,6 +155,47 @@ def test_the_programs_explain_themselves() -> None:
         shown, _ = process.communicate()
         assert process.returncode == 0
         assert f"python benchmarks/{name}.py" in shown
+
+
+# --- the widened networks --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def widened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return materials.widened_networks(tmp_path_factory.mktemp("widened"))
+
+
+def test_the_widened_networks_are_the_avatars_at_full_width(widened: tuple[Path, Path]) -> None:
+    unet, encoder = materials.avatar_networks()
+    pairs = [
+        (load_unet(unet), load_unet(widened[0]), UNet()),
+        (load_audio_encoder(encoder), load_audio_encoder(widened[1]), AudioEncoder()),
+    ]
+    for _, wide, full in pairs:
+        shapes = [
+            {name: (tuple(v.shape), v.dtype) for name, v in network.state_dict().items()} for network in (wide, full)
+        ]
+        assert shapes[0] == shapes[1]
+    avatar = open_template(find_template("avatar"))
+    features, same = (load_features(find_sound("hello"), encoder=pair) for pair in pairs[1][:2])
+    windows = features.windows(0, len(features))
+    assert windows.abs().max() > 1
+    torch.testing.assert_close(same.windows(0, len(same)), windows, atol=1e-4, rtol=0)
+    faces, heard = (inputs[1:3] for inputs in probe_inputs(avatar, features))
+    with torch.inference_mode():
+        narrow, wide = (network(faces, heard) for network in pairs[0][:2])
+    assert narrow.std() > 0.1
+    torch.testing.assert_close(wide, narrow, atol=1e-4, rtol=0)
+
+
+def test_no_two_channels_of_the_widened_networks_have_the_same_weights(widened: tuple[Path, Path]) -> None:
+    for network in (load_unet(widened[0]), load_audio_encoder(widened[1])):
+        convolutions = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+        assert len(convolutions) in (93, 13)
+        for layer in convolutions:
+            made, taken = layer.weight.flatten(1), layer.weight.transpose(0, 1).flatten(1)
+            assert len(made.unique(dim=0)) == len(made)
+            assert len(taken.unique(dim=0)) == len(taken)
 
 
 # --- records and tables ----------------------------------------------------------------------------------------------
