@@ -1,24 +1,25 @@
 """The reference's sequential loop against gpurender: wall clock from files to the finished video, sound included.
 
     python benchmarks/baseline.py
-    python benchmarks/baseline.py --networks avatar --precision bf16
+    python benchmarks/baseline.py --networks widened --precision auto
+
+`seeded` networks have the full width and weights by rule; `widened` ones the full width too, but draw what the bundled
+avatar's trained ones do; `avatar` are those, narrow.
 
 Both render the same template, sound and networks in this one process, in turn (loop, gpurender, loop, gpurender, …),
 each with torch's default threads. That their frames are alike is checked first, and of the files again at the end.
 """
 
-import argparse
-import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import av
 import numpy as np
 from av.video.stream import VideoStream
-from materials import avatar_networks, avatar_pictures, seeded_networks
-from records import OTHERS, RESULTS, print_results, save
+from materials import avatar_networks, avatar_pictures, seeded_networks, widened_networks
+from records import OTHERS, measure_and_keep, options, tell
 from reference_loop import frames as loop_frames
 from reference_loop import hear, make_video
 
@@ -34,83 +35,94 @@ from gpurender import (
     open_template,
     render,
 )
-from gpurender.bench.measured import Measured, Record, record
-from gpurender.bench.run import QUIET_PERCENT, own_caches
+from gpurender.bench.measured import Measured
 from gpurender.bench.subject import sound_of
 from gpurender.bench.watch import OtherWork
 from gpurender.engine import Precision, resolve_device
-from gpurender.errors import DeviceError, InputError, OutputError
+from gpurender.errors import InputError
 from gpurender.openvino_engine import faster_on_cpu
 from gpurender.render import probe_inputs
 
+NETWORKS: dict[str, Callable[[Path], tuple[Path, Path]]] = {
+    "seeded": seeded_networks,
+    "widened": widened_networks,
+    "avatar": lambda folder: avatar_networks(),
+}
 TEMPLATE_FRAMES = 160
 LEAST_ALIKE_DB = 40.0  # what `auto` promises of the face
 LEAST_FILES_DB = 25.0  # of two lossy files
 
 
 def measure(
-    networks: str, precisions: list[Precision], seconds: float, pairs: int, checked: int, device: str
-) -> Record:
-    """All runs, and what of them the record is made of.
+    folder: Path,
+    device: str,
+    networks: str,
+    precisions: list[Precision],
+    seconds: float,
+    pairs: int,
+    checked: int,
+    memory_gib: float | None,
+    notes: list[str],
+) -> list[Measured]:
+    """All runs, and the figures that are made of them.
 
     Args:
-        networks: `seeded`, full width, or `avatar`.
+        folder: an empty one.
+        device: of both.
+        networks: see `NETWORKS`.
         precisions: of gpurender, each in every pair; the loop is float32.
         seconds: of sound.
         pairs: how often each renders.
         checked: frames that are compared before anything is timed.
-        device: of both.
+        memory_gib: gpurender's memory budget; None is its default.
+        notes: is told what was unusual.
     """
-    device = str(resolve_device(device))
-    with tempfile.TemporaryDirectory(prefix="gpurender-baseline-") as name, own_caches(Path(name) / "cache"):
-        folder = Path(name)
-        tell("making the template")
-        template = avatar_pictures(folder / "avatar", TEMPLATE_FRAMES)
-        unet, encoder = seeded_networks(folder) if networks == "seeded" else avatar_networks()
-        sound = sound_of(find_sound("hello"), seconds, folder / "hello.wav")
-        tell("comparing frames")
-        faces = {
-            precision: alike(template, sound, unet, encoder, precision, checked, device) for precision in precisions
-        }
+    tell("making the template and the networks")
+    template = avatar_pictures(folder / "avatar", TEMPLATE_FRAMES)
+    unet, encoder = NETWORKS[networks](folder)
+    sound = sound_of(find_sound("hello"), seconds, folder / "hello.wav")
+    tell("comparing frames")
+    faces = {precision: alike(template, sound, unet, encoder, precision, checked, device) for precision in precisions}
 
-        loop_file, our_file = folder / "loop.mp4", folder / "gpurender.mp4"
+    loop_file, our_file = folder / "loop.mp4", folder / "gpurender.mp4"
 
-        def ours(sound: Path, precision: Precision) -> Summary:
-            return make(
-                *(template, sound, our_file),
-                model=unet,
-                audio_encoder=encoder,
-                device=device,
-                precision=precision,
-                overwrite=True,
-            )
+    def ours(sound: Path, precision: Precision) -> Summary:
+        return make(
+            *(template, sound, our_file),
+            model=unet,
+            audio_encoder=encoder,
+            device=device,
+            precision=precision,
+            memory_budget=None if memory_gib is None else round(memory_gib * 2**30),
+            overwrite=True,
+        )
 
-        tell("warming up")
-        short = sound_of(find_sound("hello"), 1.0, folder / "short.wav")
-        make_video(template, short, unet, encoder, loop_file, device)
+    tell("warming up")
+    short = sound_of(find_sound("hello"), 1.0, folder / "short.wav")
+    make_video(template, short, unet, encoder, loop_file, device)
+    for precision in precisions:
+        ours(short, precision)
+
+    loop: list[float] = []
+    runs: dict[Precision, list[float]] = {precision: [] for precision in precisions}
+    summaries: dict[Precision, Summary] = {}
+    files: dict[Precision, float] = {}
+    shares: dict[str, list[float]] = {name: [] for name in ("reference loop", *precisions)}
+    count = 0
+    for pair in range(1, pairs + 1):
+        began, others = time.perf_counter(), OtherWork()
+        count = make_video(template, sound, unet, encoder, loop_file, device)
+        loop.append(time.perf_counter() - began)
+        shares["reference loop"].append(others.percent() or 0.0)
+        tell(f"pair {pair} of {pairs}: the loop took {loop[-1]:.1f} s")
         for precision in precisions:
-            ours(short, precision)
-
-        loop: list[float] = []
-        runs: dict[Precision, list[float]] = {precision: [] for precision in precisions}
-        summaries: dict[Precision, Summary] = {}
-        files: dict[Precision, float] = {}
-        shares: dict[str, list[float]] = {name: [] for name in ("reference loop", *precisions)}
-        count = 0
-        for pair in range(1, pairs + 1):
             began, others = time.perf_counter(), OtherWork()
-            count = make_video(template, sound, unet, encoder, loop_file, device)
-            loop.append(time.perf_counter() - began)
-            shares["reference loop"].append(others.percent() or 0.0)
-            tell(f"pair {pair} of {pairs}: the loop took {loop[-1]:.1f} s")
-            for precision in precisions:
-                began, others = time.perf_counter(), OtherWork()
-                summaries[precision] = ours(sound, precision)
-                runs[precision].append(time.perf_counter() - began)
-                shares[precision].append(others.percent() or 0.0)
-                tell(f"pair {pair} of {pairs}: gpurender, {precision}, took {runs[precision][-1]:.1f} s")
-                if pair == 1:
-                    files[precision] = files_alike(loop_file, our_file, count)
+            summaries[precision] = ours(sound, precision)
+            runs[precision].append(time.perf_counter() - began)
+            shares[precision].append(others.percent() or 0.0)
+            tell(f"pair {pair} of {pairs}: gpurender, {precision}, took {runs[precision][-1]:.1f} s")
+            if pair == 1:
+                files[precision] = files_alike(loop_file, our_file, count)
 
     common = {"width": 1280, "height": 720, "frames": count, "networks": networks, "device": device}
     looped = {**common, "precision": "fp32"}
@@ -128,6 +140,7 @@ def measure(
             "engine": summary.engine,
             "encoder": summary.encoder,
             "batch": summary.batch,
+            "memory_GiB": memory_gib,
         }
         ratios = [a / b for a, b in zip(loop, runs[precision], strict=True)]
         results += [
@@ -138,17 +151,13 @@ def measure(
             Measured("faces before encoding, against the loop's", used, "dB", faces[precision]),
             Measured("decoded files, against the loop's", used, "dB", [files[precision]]),
         ]
-    suite = "baseline" if networks == "seeded" else f"baseline-{networks}"
-    noise = max(max(percents) for percents in shares.values())
-    if noise > QUIET_PERCENT:
-        tell(f"OTHER PROGRAMS TOOK UP TO {noise:.0f} % of the processors: these figures are not to be published")
-    notes = [*dict.fromkeys(note for summary in summaries.values() for note in summary.notes)]
+    notes += dict.fromkeys(note for summary in summaries.values() for note in summary.notes)
     notes += [
         f"{precision}: faces are {min(faces[precision]):.1f} dB from the loop's, so its ratio is of unlike work"
         for precision in precisions
         if min(faces[precision]) < LEAST_ALIKE_DB
     ]
-    return record(suite, results, command=["python", *sys.argv], device=device, notes=notes)
+    return results
 
 
 def alike(
@@ -223,10 +232,6 @@ def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
     return min(float(10 * np.log10(255**2 / error)), 100.0) if error else 100.0
 
 
-def tell(words: str) -> None:
-    print(f"{words} …", file=sys.stderr, flush=True)
-
-
 def default_precisions(device: str) -> list[Precision]:
     """The exact type, `auto`, and the device's fastest type whatever `auto` makes of it."""
     if resolve_device(device).type == "cuda":
@@ -235,8 +240,8 @@ def default_precisions(device: str) -> list[Precision]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", choices=["seeded", "avatar"], default="seeded", help="full width, or narrow")
+    parser = options(__doc__)
+    parser.add_argument("--networks", choices=NETWORKS, default="seeded", help="see above [seeded]")
     types = ["auto", "fp32", "fp16", "bf16", "mixed"]
     parser.add_argument(
         "--precision", action="append", choices=types, help="repeatable [fp32, auto, and the fastest type]"
@@ -244,22 +249,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.2, help="of sound [10.2, which is 254 frames]")
     parser.add_argument("--pairs", type=int, default=3, help="how often each renders [3]")
     parser.add_argument("--checked", type=int, default=16, help="frames that are compared first [16]")
-    parser.add_argument("--device", default="auto", help="of both [auto]")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes [benchmarks/results]")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="gpurender's memory budget [its default]")
     given = parser.parse_args()
-    try:
-        made = measure(
-            given.networks,
-            given.precision or default_precisions(given.device),
-            given.seconds,
-            given.pairs,
-            given.checked,
-            given.device,
+    notes: list[str] = []
+
+    def measured(folder: Path, device: str) -> list[Measured]:
+        return measure(
+            folder,
+            device,
+            networks=given.networks,
+            precisions=given.precision or default_precisions(device),
+            seconds=given.seconds,
+            pairs=given.pairs,
+            checked=given.checked,
+            memory_gib=given.memory,
+            notes=notes,
         )
-    except (InputError, DeviceError, OutputError) as error:
-        sys.exit(f"Error: {error}")
-    print_results(made)
-    print(f"wrote {save(made, given.results)}")
+
+    suite = "baseline" if given.networks == "seeded" else f"baseline-{given.networks}"
+    measure_and_keep(suite, given, measured, notes)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,15 @@ The peak is that of whole `gpurender make` programs with the full-width network 
 video is done, taking the render's speed as even.
 """
 
-import argparse
-import sys
-import tempfile
 from pathlib import Path
 
 from materials import avatar_pictures, seeded_networks, small_networks
-from records import OTHERS, RESULTS, print_results, save
+from records import measure_and_keep, options, tell
 
 from gpurender import find_sound
-from gpurender.bench.measured import Measured, record
-from gpurender.bench.run import own_caches
+from gpurender.bench.measured import Measured
 from gpurender.bench.subject import sound_of
-from gpurender.bench.watch import OtherWork, Watched, watch_make
-from gpurender.engine import resolve_device
-from gpurender.errors import DeviceError, InputError, OutputError
+from gpurender.bench.watch import Watched, watch_make
 
 TEMPLATE_FRAMES = 520
 
@@ -69,31 +63,18 @@ def flatness(folder: Path, minutes: int, device: str) -> list[Measured]:
     ]
 
 
-def tell(words: str) -> None:
-    print(f"{words} …", file=sys.stderr, flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--template-frames", type=int, default=TEMPLATE_FRAMES, help=f"[{TEMPLATE_FRAMES}]")
     parser.add_argument("--minutes", type=int, default=10, help="of sound, for flatness [10]")
     parser.add_argument("--repeats", type=int, default=3, help="of the peak [3]")
-    parser.add_argument("--device", default="auto", help="[auto]")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes [benchmarks/results]")
     given = parser.parse_args()
-    try:
-        device = str(resolve_device(given.device))
-        others = OtherWork()
-        with tempfile.TemporaryDirectory(prefix="gpurender-memory-") as name, own_caches(Path(name) / "cache"):
-            folder = Path(name)
-            results = peak(folder, given.template_frames, given.repeats, device)
-            results += flatness(folder, given.minutes, device)
-    except (InputError, DeviceError, OutputError) as error:
-        sys.exit(f"Error: {error}")
-    results.append(Measured(OTHERS, {}, "%", [others.percent() or 0.0]))
-    made = record("memory", results, command=["python", *sys.argv], device=device)
-    print_results(made)
-    print(f"wrote {save(made, given.results)}")
+
+    def measure(folder: Path, device: str) -> list[Measured]:
+        at_most = peak(folder, given.template_frames, given.repeats, device)
+        return at_most + flatness(folder, given.minutes, device)
+
+    measure_and_keep("memory", given, measure)
 
 
 if __name__ == "__main__":

@@ -3,31 +3,29 @@
     python benchmarks/ops.py
 
 Each op runs with each implementation that the device has (the Triton kernels on CUDA alone: interpreted, they show
-nothing but that they are right), on frames of noise at three sizes with faces of two. Bytes are those that an op cannot
-do without: what it reads and writes, once. On a GPU, its cache is emptied before each call; where a call keeps the GPU
-busy for less time than it takes to launch, about 0.1 ms, what is measured is the launch: take larger batches.
+nothing but that they are right), on frames of noise with faces of two sizes: eight frames at a time up to 3840×2160 on a
+GPU, two up to 1920×1080 on a CPU, where more would take too long. Bytes are those that an op cannot do without:
+what it reads and writes, once. On a GPU, its cache is emptied before each call; where a call keeps the GPU busy for less
+time than it takes to launch, about 0.1 ms, what is measured is the launch: take larger batches.
 """
 
-import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from records import OTHERS, print_results, save
+from records import measure_and_keep, options, tell
 from torch import Tensor
 
 import gpurender as gr
 from gpurender.bench.limits import COPIED_BYTES, copy_bandwidth
-from gpurender.bench.measured import Measured, record
-from gpurender.bench.watch import OtherWork
-from gpurender.engine import resolve_device
-from gpurender.errors import DeviceError
+from gpurender.bench.measured import Measured
 from gpurender.ops import Impl
 
-SIZES = ((1280, 720), (1920, 1080), (3840, 2160))
+SIZES = {"cuda": ((1280, 720), (1920, 1080), (3840, 2160)), "cpu": ((1280, 720), (1920, 1080))}
+BATCH = {"cuda": 8, "cpu": 2}
 FACES = (184, 480)
 CROPPED, SEEN, BORDER = 3 * 328**2, 6 * 320**2, 3 * (328**2 - 320**2)
 
@@ -85,13 +83,14 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return statistics.median(taken)
 
 
-def measure(device: torch.device, batch: int, repeats: int) -> Iterator[Measured]:
+def measure(device: torch.device, batch: int | None, repeats: int) -> Iterator[Measured]:
+    batch = batch or BATCH[device.type]
     bandwidth = copy_bandwidth(device, repeats)
     yield Measured("copy bandwidth", {"device": str(device), "bytes": COPIED_BYTES}, "bytes a second", bandwidth)
     impls: list[Impl] = ["reference", "kernel"] if device.type == "cuda" else ["reference"]
-    for width, height in SIZES:
+    for width, height in SIZES[device.type]:
         for face in FACES:
-            print(f"{width}×{height}, faces of {face}×{face} …", file=sys.stderr, flush=True)
+            tell(f"{width}×{height}, faces of {face}×{face}")
             for name, of_frame, call in cases(width, height, face, batch, device):
                 for impl in impls:
                     runs = [seconds(lambda: call(impl), device) for _ in range(repeats)]  # noqa: B023
@@ -104,21 +103,15 @@ def measure(device: torch.device, batch: int, repeats: int) -> Iterator[Measured
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--batch", type=int, default=8, help="frames at a time [8]")
+    parser = options(__doc__)
+    parser.add_argument("--batch", type=int, help="frames at a time [8 on a GPU, 2 on a CPU]")
     parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
-    asked = parser.parse_args()
-    try:
-        device = resolve_device(asked.device)
-    except DeviceError as error:
-        parser.error(str(error))
-    others = OtherWork()
-    results = list(measure(device, asked.batch, asked.repeats))
-    results.append(Measured(OTHERS, {}, "%", [others.percent() or 0.0]))
-    made = record("ops", results, command=["python", *sys.argv], device=str(device))
-    print_results(made)
-    print(f"wrote {save(made)}")
+    given = parser.parse_args()
+
+    def measured(folder: Path, device: str) -> list[Measured]:
+        return [*measure(torch.device(device), given.batch, given.repeats)]
+
+    measure_and_keep("ops", given, measured)
 
 
 if __name__ == "__main__":

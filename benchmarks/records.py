@@ -1,14 +1,66 @@
-"""Where results are kept: results/<version>/<suite>--<machine>.json, of the form that schema.json describes."""
+"""What a benchmark begins and ends with, and where results are kept: results/<version>/<suite>--<machine>.json, of the
+form that schema.json describes."""
 
+import argparse
 import re
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gpurender.bench.measured import Record, as_json, read_record
+from gpurender.bench.measured import Measured, Record, as_json, read_record, record
+from gpurender.bench.run import QUIET_PERCENT, own_caches
 from gpurender.bench.table import spread, written
+from gpurender.bench.watch import OtherWork
+from gpurender.engine import resolve_device
+from gpurender.errors import DeviceError, InputError, OutputError
 
 OTHERS = "meanwhile, other programs' share of the processors"
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes [benchmarks/results]")
+    return parser
+
+
+def measure_and_keep(
+    suite: str,
+    given: argparse.Namespace,
+    measure: Callable[[Path, str], Sequence[Measured]],
+    notes: Sequence[str] = (),
+) -> None:
+    """Measure, print and keep a record; an error ends the program with its one line.
+
+    Args:
+        suite: what the record is called.
+        given: see `options`.
+        measure: given an empty folder and the device; caches of exports and kernels are empty, too.
+        notes: of what was unusual; read when all is measured.
+    """
+    try:
+        device = str(resolve_device(given.device))
+        others = OtherWork()
+        with tempfile.TemporaryDirectory(prefix=f"gpurender-{suite}-") as name, own_caches(Path(name) / "cache"):
+            results = [*measure(Path(name), device), Measured(OTHERS, {}, "%", [others.percent() or 0.0])]
+    except (InputError, DeviceError, OutputError) as error:
+        sys.exit(f"Error: {error}")
+    made = record(suite, results, command=["python", *sys.argv], device=device, notes=notes)
+    print_results(made)
+    print(f"wrote {save(made, given.results)}")
+    noise = max(max(result.runs) for result in results if result.name == OTHERS)
+    if noise > QUIET_PERCENT:
+        tell(f"OTHER PROGRAMS TOOK UP TO {noise:.0f} % of the processors: these figures are not to be published")
+
+
+def tell(words: str) -> None:
+    print(f"{words} …", file=sys.stderr, flush=True)
+
+
+# --- records and their files -----------------------------------------------------------------------------------------
 
 
 def place(made: Record, folder: Path = RESULTS) -> Path:

@@ -7,22 +7,16 @@ least squares: its slope is what a frame costs, its start what a program costs b
 far the runs are from the line.
 """
 
-import argparse
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from materials import avatar_pictures, small_networks
-from records import OTHERS, RESULTS, print_results, save
+from records import measure_and_keep, options, tell
 
 from gpurender import find_sound
-from gpurender.bench.measured import Measured, record
-from gpurender.bench.run import own_caches
+from gpurender.bench.measured import Measured
 from gpurender.bench.subject import sound_of
-from gpurender.bench.watch import OtherWork, watch_make
-from gpurender.engine import resolve_device
-from gpurender.errors import DeviceError, InputError, OutputError
+from gpurender.bench.watch import watch_make
 
 FRAMES = (100, 1_000, 10_000)
 
@@ -37,7 +31,7 @@ def measure(folder: Path, lengths: list[int], repeats: int, device: str) -> list
     parameters = {}
     for repeat in range(repeats):
         for frames in lengths:
-            print(f"rendering {frames} frames, {repeat + 1} of {repeats} …", file=sys.stderr, flush=True)
+            tell(f"rendering {frames} frames, {repeat + 1} of {repeats}")
             sound = sound_of(find_sound("hello"), (frames + 1) / 25 + 0.02, folder / f"{frames}.wav")
             run = watch_make([*words, "--audio", sound], device=device)
             runs.setdefault(run.report["frames"], []).append(run.seconds)
@@ -63,23 +57,13 @@ def fitted(runs: dict[int, list[float]]) -> tuple[float, float, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="lengths [100 1000 10000]")
     parser.add_argument("--repeats", type=int, default=2, help="of each length [2]")
-    parser.add_argument("--device", default="auto", help="[auto]")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the record goes [benchmarks/results]")
     given = parser.parse_args()
-    try:
-        device = str(resolve_device(given.device))
-        others = OtherWork()
-        with tempfile.TemporaryDirectory(prefix="gpurender-scaling-") as name, own_caches(Path(name) / "cache"):
-            results = measure(Path(name), list(given.frames), given.repeats, device)
-    except (InputError, DeviceError, OutputError) as error:
-        sys.exit(f"Error: {error}")
-    results.append(Measured(OTHERS, {}, "%", [others.percent() or 0.0]))
-    made = record("scaling", results, command=["python", *sys.argv], device=device)
-    print_results(made)
-    print(f"wrote {save(made, given.results)}")
+    measure_and_keep(
+        "scaling", given, lambda folder, device: measure(folder, list(given.frames), given.repeats, device)
+    )
 
 
 if __name__ == "__main__":

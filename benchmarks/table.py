@@ -18,13 +18,14 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 TITLES = {
     "baseline": "The reference's sequential loop and gpurender, full-width network with seeded weights",
+    "baseline-widened": "The reference's sequential loop and gpurender, the avatar's network widened to full width",
     "baseline-avatar": "The reference's sequential loop and gpurender, the avatar's network",
     "bench": "`gpurender bench`",
     "memory": "Memory",
     "ops": "Operations alone",
     "scaling": "Cost by length",
 }
-COLUMNS = ("width", "height", "face", "frames", "minutes", "asked", "precision", "impl", "engine")
+COLUMNS = ("width", "height", "face", "frames", "minutes", "asked", "precision", "impl", "engine", "memory_GiB")
 SHOWN_OF_BENCH = ("whole program", "rendering", "first frame", "peak", "host to device", "device to host")
 
 
@@ -42,7 +43,11 @@ def block(made: Record) -> str:
         for key, value in results[0]["parameters"].items()
         if all(result["parameters"].get(key, value) == value for result in results)
     }
-    varying = [key for key in COLUMNS if key not in common and any(key in result["parameters"] for result in results)]
+    varying = [
+        key
+        for key in COLUMNS
+        if key not in common and any(result["parameters"].get(key) is not None for result in results)
+    ]
     machine = made["machine"]
     place = f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, {made['date'][:10]}"
     head = ["", *(key.replace("_", " ") for key in varying), "median", "smallest to largest", "runs"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import scaling
 import table
 import torch
 from conftest import MakeTemplate
-from records import machine_name, place, save, saved
+from records import OTHERS, machine_name, measure_and_keep, options, place, save, saved
 from schema import SCHEMA, follows
 
 from gpurender import (
@@ -97,7 +98,18 @@ def test_the_loops_order_is_the_bounce(make_template: MakeTemplate, tiny_unet: P
 @needs_ffmpeg
 def test_the_baseline_in_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(baseline, "TEMPLATE_FRAMES", 3)
-    made = baseline.measure("avatar", ["fp32"], seconds=0.6, pairs=2, checked=2, device="cpu")
+    notes: list[str] = []
+    results = baseline.measure(
+        *(tmp_path, "cpu"),
+        networks="avatar",
+        precisions=["fp32"],
+        seconds=0.6,
+        pairs=2,
+        checked=2,
+        memory_gib=0.25,
+        notes=notes,
+    )
+    made = record("baseline-avatar", results, command=["by hand"], notes=notes)
     follows(made, SCHEMA)
     by_name = {(result["name"], result["unit"]): result for result in made["results"]}
     ratio = by_name["gpurender against the loop", "times as fast"]
@@ -106,7 +118,8 @@ def test_the_baseline_in_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert len(ratio["runs"]) == 2
     assert by_name["faces before encoding, against the loop's", "dB"]["min"] >= 60
     assert by_name["decoded files, against the loop's", "dB"]["min"] >= baseline.LEAST_FILES_DB
-    assert save(made, tmp_path).parent == tmp_path / made["gpurender"]["version"]
+    assert ratio["parameters"]["memory_GiB"] == 0.25
+    assert "| memory GiB |" in table.block(made)
 
 
 @needs_ffmpeg
@@ -145,16 +158,15 @@ def test_the_line_through_lengths() -> None:
     assert max(scaling.fitted({100: [3.0], 1000: [21.0], 10_000: [250.0]})[2]) > 1
 
 
-def test_the_programs_explain_themselves() -> None:
-    names = ("baseline", "memory", "scaling", "table")
-    running = [
-        subprocess.Popen([sys.executable, BENCHMARKS / f"{name}.py", "--help"], stdout=subprocess.PIPE, text=True)
-        for name in names
-    ]
-    for name, process in zip(names, running, strict=True):
-        shown, _ = process.communicate()
-        assert process.returncode == 0
-        assert f"python benchmarks/{name}.py" in shown
+@pytest.mark.parametrize("name", ["baseline", "memory", "ops", "scaling", "table"])
+def test_the_programs_explain_themselves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert f"python benchmarks/{name}.py" in capsys.readouterr().out
 
 
 # --- the widened networks --------------------------------------------------------------------------------------------
@@ -214,6 +226,34 @@ def test_committed_results_follow_the_schema(file: Path) -> None:
 def test_the_readmes_tables_are_those_of_the_committed_results() -> None:
     readme = table.README.read_text(encoding="utf-8")
     assert table.with_tables(readme, table.tables(saved())) == readme, "run python benchmarks/table.py --write"
+
+
+def test_a_benchmark_ends_with_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = options(None).parse_args(["--device", "cpu", "--results", str(tmp_path)])
+
+    def measure(folder: Path, device: str) -> list[Measured]:
+        assert not [*(folder / "cache").iterdir()]
+        notes.append("as it was")
+        return [Measured("peak", {"device": device}, "bytes", [1e9, 3e9])]
+
+    notes: list[str] = []
+    measure_and_keep("memory", given, measure, notes)
+    (made,) = saved(tmp_path)
+    follows(made, SCHEMA)
+    assert made["notes"] == ["as it was"]
+    assert [result["name"] for result in made["results"]] == ["peak", OTHERS]
+    assert f"wrote {place(made, tmp_path)}" in capsys.readouterr().out
+
+
+def test_a_benchmark_that_fails_says_so_in_a_line(tmp_path: Path) -> None:
+    def measure(folder: Path, device: str) -> list[Measured]:
+        raise InputError("there is no such thing.")
+
+    for device, says in (("cpu", "Error: there is no such thing."), ("tpu", "Error: 'tpu' is not a device")):
+        given = options(None).parse_args(["--device", device, "--results", str(tmp_path)])
+        with pytest.raises(SystemExit, match=says):
+            measure_and_keep("memory", given, measure)
+    assert not [*tmp_path.iterdir()]
 
 
 def by_hand(suite: str = "memory", version: str = "1.2") -> Record:
