@@ -86,9 +86,8 @@ def save(made: Record, folder: Path = RESULTS) -> Path:
 
 def print_results(made: Record) -> None:
     for result in made["results"]:
-        of = " ".join(
-            f"{key} {result['parameters'][key]}" for key in ("asked", "frames") if key in result["parameters"]
-        )
+        keys = ("asked", "frames", "height", "face", "impl")
+        of = " ".join(f"{key} {result['parameters'][key]}" for key in keys if key in result["parameters"])
         print(f"{result['name']} ({of}): {written(result['median'], result['unit'])}, {spread(result)}")
 
 
