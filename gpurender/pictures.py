@@ -78,13 +78,16 @@ def read_picture(file: Path) -> Tensor:
     """(3,H,W) uint8 RGB on the CPU; the same pixels as OpenCV's."""
     try:
         with Image.open(file) as picture:
-            upright = ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)
+            upright: Image.Image = picture
             if upright.mode == "I;16":  # Pillow would clip 16 bits of grey instead of taking the upper eight
                 upright = Image.fromarray((np.array(upright) >> 8).astype(np.uint8))
-            pixels = np.array(upright.convert("RGB"))
+            pixels = np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))  # which would copy
     except UNREADABLE as error:
         raise InputError(f"{file} is corrupt or truncated ({error}).") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    planes = torch.empty(3, *pixels.shape[:2], dtype=torch.uint8)
+    planes.numpy()[:] = pixels.transpose(2, 0, 1)
+    return planes
 
 
 def keep_mask(parsing: Tensor) -> Tensor:
