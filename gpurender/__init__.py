@@ -1,67 +1,25 @@
-"""gpurender: lip-sync video from a template, speech and a trained network. Start reading at `gpurender.render`."""
+"""gpurender: lip-sync video from a template, speech and a trained network. Start reading at `gpurender.render`.
 
-from .audio import Features, load_features
-from .color import nv12_to_rgb, rgb_to_nv12
-from .compare.comparison import Comparison
-from .compare.likeness import Figures, compare_pictures
-from .compare.run import compare_frames
-from .crop import crop_and_mask, crop_faces, face_input
-from .encode import write_frames
-from .engine import Engine, load_audio_engine, load_engine, predict
-from .errors import DeviceError, InputError, OutputError
-from .export import export_onnx
-from .features import make_features, write_features
-from .find import find_sound, find_template
-from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
-from .pack import pack_template
-from .paste import paste_faces, paste_faces_nv12
-from .pipeline import FrameGenerationPipeline
-from .reference import write_reference
-from .reference_set import ReferenceSet, open_reference
-from .render import make, render
-from .report import Summary
-from .template import Template, frame_order, open_template
+The public names are those of `__init__.pyi`. Each is imported when it is first used: what needs no torch does not wait
+for it, and the command line can set its process up before.
+"""
 
-__all__ = [
-    "AudioEncoder",
-    "Comparison",
-    "DeviceError",
-    "Engine",
-    "Features",
-    "Figures",
-    "FrameGenerationPipeline",
-    "InputError",
-    "OutputError",
-    "ReferenceSet",
-    "Summary",
-    "Template",
-    "UNet",
-    "compare_frames",
-    "compare_pictures",
-    "crop_and_mask",
-    "crop_faces",
-    "export_onnx",
-    "face_input",
-    "find_sound",
-    "find_template",
-    "frame_order",
-    "load_audio_encoder",
-    "load_audio_engine",
-    "load_engine",
-    "load_features",
-    "load_unet",
-    "make",
-    "make_features",
-    "nv12_to_rgb",
-    "open_reference",
-    "open_template",
-    "pack_template",
-    "paste_faces",
-    "paste_faces_nv12",
-    "predict",
-    "render",
-    "rgb_to_nv12",
-    "write_features",
-    "write_frames",
-    "write_reference",
-]
+import sys
+from types import ModuleType
+from typing import Any
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+class Package(ModuleType):
+    """`gpurender.render` is the function, although importing the module of this name sets it to the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "render" and isinstance(value, ModuleType):
+            value = value.render
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = Package

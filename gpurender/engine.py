@@ -3,9 +3,7 @@
 An engine takes and gives torch tensors on its device; which runtime is behind it shows in its attributes alone.
 """
 
-import ctypes
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -21,7 +19,7 @@ from .export import cached_onnx
 from .half import cached_half
 from .halves import Halves, read_halves
 from .network import Encoded, Mode, load_audio_encoder, load_unet
-from .openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu, load_onnx_encoder
+from .openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu, load_onnx_encoder, return_free_memory
 from .tensorrt_build import PlanError, PlanMemoryError, TensorRt, check_capability, find_tensorrt
 from .tensorrt_engine import BATCH, TensorRtEngine
 from .tensorrt_plan import PlanLoader
@@ -150,13 +148,6 @@ def load_engine(
     del choice  # and what was tried
     return_free_memory()
     return chosen
-
-
-def return_free_memory() -> None:
-    """Give back to the system what was freed: glibc keeps it, 100 to 300 MB after a network was compiled."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 class Choice(NamedTuple):
