@@ -27,7 +27,7 @@ MEL_BANDS = 80
 MEL_WINDOW = 16  # mel rows behind one feature: 0.2 s
 WINDOW = 16  # features behind one frame: 8 before it, itself and 7 after
 N_FFT, HOP = 800, 200
-ENCODE_CHUNK = 64  # features computed at a time
+ENCODE_CHUNK = {"cpu": 16, "cuda": 64}  # features computed at a time: many take memory, few take launches
 FEATURE_SIZES: dict[int, Mode] = {512: "ave", 2048: "hubert", 8192: "wenet"}
 
 FEATURE_FILES = (".npy", ".bin")
@@ -211,13 +211,14 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
     starts = mel_starts(len(mel), fps).to(device)
     rows = torch.arange(MEL_WINDOW, device=device)
     encoded = len(starts)
+    size = ENCODE_CHUNK[device.type]
     recent: dict[int, Tensor] = {}
 
     def chunk(number: int) -> Tensor:  # neighbouring windows share 15 features: keep what was just computed
         if number not in recent:
             while len(recent) > 1:
                 recent.pop(next(iter(recent)))
-            index = starts[number * ENCODE_CHUNK : (number + 1) * ENCODE_CHUNK, None] + rows
+            index = starts[number * size : (number + 1) * size, None] + rows
             with torch.inference_mode():
                 recent[number] = encoder(mel[index].transpose(1, 2)[:, None].contiguous()).float()
         return recent[number]
@@ -225,9 +226,9 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
     def read(start: int, stop: int) -> Tensor:
         # The first and the last feature are repeated once each: row i is mel window i-1.
         first, last = max(start - 1, 0), min(max(stop - 2, 0), encoded - 1)
-        numbers = range(first // ENCODE_CHUNK, last // ENCODE_CHUNK + 1)
+        numbers = range(first // size, last // size + 1)
         features = torch.cat([chunk(number) for number in numbers])
-        offset = numbers[0] * ENCODE_CHUNK
+        offset = numbers[0] * size
         index = torch.arange(start - 1, stop - 1).clamp(0, encoded - 1) - offset
         return features[index.to(device, non_blocking=True)]
 

@@ -76,11 +76,12 @@ def stage(
                 yield done
                 del done
 
-    return prefetch(worked(), device=device)
+    # Batches take memory: on a CPU, whose cores are busy anyhow, one ahead will do; a GPU should find work waiting.
+    return prefetch(worked(), 1 if device.type == "cpu" else 2, device)
 
 
 def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = None) -> Generator[T]:
-    """Yield `items` as they are, computed by a thread: up to `depth` wait while it is at one more.
+    """Yield `items` as they are, computed by a thread: up to `depth` ahead of the caller are ready or under way.
 
     On a GPU the thread has a stream of its own. Tensors in an item (a tensor, or tuples and lists of them) are ready
     on the caller's stream when they are given: streams wait for each other by events, the host for none of them.
@@ -88,30 +89,29 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
     An error in `items` is raised here, where it would have been without the thread. When the caller stops early, the
     thread stops after the item that it is at.
     """
-    ready: queue.Queue[tuple[bool, Any, torch.Event | None]] = queue.Queue(depth)
+    ready: queue.SimpleQueue[tuple[bool, Any, torch.Event | None]] = queue.SimpleQueue()
+    room = threading.Semaphore(depth)
     stopped = threading.Event()
     iterator = iter(items)
     stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # what was prepared before may be under way still
 
-    def put(more: bool, value: Any) -> bool:
-        event = stream.record_event() if stream is not None else None
-        while not stopped.is_set():
-            try:
-                ready.put((more, value, event), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def put(more: bool, value: Any) -> None:
+        ready.put((more, value, stream.record_event() if stream is not None else None))
 
     def work() -> None:
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             try:
+                room.acquire()
                 for item in iterator:
-                    if not put(True, item):
+                    if stopped.is_set():
                         return
+                    put(True, item)
                     del item  # as below: it belongs to the caller now
+                    room.acquire()
+                    if stopped.is_set():
+                        return
                 put(False, None)
             except BaseException as error:  # handed over, raised by the caller
                 put(False, error)
@@ -124,6 +124,7 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
     try:
         while True:
             more, value, event = ready.get()
+            room.release()
             if isinstance(value, BaseException):
                 try:
                     raise value
@@ -140,6 +141,7 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
             del value  # a batch must not stay alive while the next one is awaited
     finally:
         stopped.set()
+        room.release()
         worker.join()
         if stream is not None:
             torch.cuda.current_stream(device).wait_stream(stream)

@@ -126,9 +126,9 @@ def test_depth_bounds_how_far_ahead_it_runs(depth: int) -> None:
     ahead = prefetch(source.items(), depth)
     for taken in range(1, 4):
         next(ahead)
-        assert becomes(lambda bound=taken + depth + 1: source.made == bound)
+        assert becomes(lambda bound=taken + depth: source.made == bound)
         time.sleep(0.12)
-        assert source.made == taken + depth + 1
+        assert source.made == taken + depth
     ahead.close()
 
 
