@@ -89,8 +89,11 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
     An error in `items` is raised here, where it would have been without the thread. When the caller stops early, the
     thread stops after the item that it is at.
     """
+    # Simple queues: an interrupt in the midst of a `Queue` or a `Semaphore` can leave it locked, and the thread waiting.
     ready: queue.SimpleQueue[tuple[bool, Any, torch.Event | None]] = queue.SimpleQueue()
-    room = threading.Semaphore(depth)
+    room: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for _ in range(depth):
+        room.put(None)
     stopped = threading.Event()
     iterator = iter(items)
     stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
@@ -103,13 +106,13 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
     def work() -> None:
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             try:
-                room.acquire()
+                room.get()
                 for item in iterator:
                     if stopped.is_set():
                         return
                     put(True, item)
                     del item  # as below: it belongs to the caller now
-                    room.acquire()
+                    room.get()
                     if stopped.is_set():
                         return
                 put(False, None)
@@ -124,7 +127,7 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
     try:
         while True:
             more, value, event = ready.get()
-            room.release()
+            room.put(None)
             if isinstance(value, BaseException):
                 try:
                     raise value
@@ -141,7 +144,7 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
             del value  # a batch must not stay alive while the next one is awaited
     finally:
         stopped.set()
-        room.release()
+        room.put(None)
         worker.join()
         if stream is not None:
             torch.cuda.current_stream(device).wait_stream(stream)
