@@ -89,7 +89,7 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
     An error in `items` is raised here, where it would have been without the thread. When the caller stops early, the
     thread stops after the item that it is at.
     """
-    # Simple queues: an interrupt in the midst of a `Queue` or a `Semaphore` can leave it locked, and the thread waiting.
+    # Simple queues: an interrupt in the midst of a `Queue` or a `Semaphore` may leave it locked, the thread waiting.
     ready: queue.SimpleQueue[tuple[bool, Any, torch.Event | None]] = queue.SimpleQueue()
     room: queue.SimpleQueue[None] = queue.SimpleQueue()
     for _ in range(depth):
