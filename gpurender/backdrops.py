@@ -33,11 +33,13 @@ class Backdrops:
 
     def __init__(self, template: Template, memory_budget: int) -> None:
         self._template = template
-        self._room = memory_budget
         self._kept: dict[int, Backdrop] = {}
         surface = (template.width + 1) // 2 * 2 * ((template.height + 1) // 2 * 3)
         around = ((template.rects[:, 2:] - template.rects[:, :2] + 2).prod(1) * (3 + template.parsing)).sum().item()
-        self.memory_left = max(memory_budget - len(template) * (surface + 3 * CROP**2) - int(around), 0)
+        needed = len(template) * (surface + 3 * CROP**2) + int(around)
+        self.memory_left = max(memory_budget - needed, 0)
+        # One block, which takes memory as it is filled: kept pieces among what comes and goes would scatter it.
+        self._block = torch.empty(min(needed, memory_budget), dtype=torch.uint8)
 
     def __call__(self, indices: Sequence[int]) -> list[Backdrop]:
         made: dict[int, Backdrop] = {}
@@ -46,11 +48,19 @@ class Backdrops:
             frames, keep = self._template.frames(missing)
             for k, i in enumerate(missing):
                 made[i] = backdrop(frames[k], keep[k] if keep is not None else None, self._template.rects[i])
-                size = sum(tensor.nbytes for tensor in made[i] if isinstance(tensor, Tensor))
-                if size <= self._room:
-                    self._room -= size
-                    self._kept[i] = made[i]
+                self._keep(i, made[i])
         return [self._kept.get(i) or made[i] for i in indices]
+
+    def _keep(self, index: int, made: Backdrop) -> None:
+        pixels = [tensor for tensor in (made.surface, made.around, made.keep, made.crop) if tensor is not None]
+        if sum(tensor.nbytes for tensor in pixels) > len(self._block):
+            return
+        kept = []
+        for tensor in pixels:
+            place, self._block = self._block[: tensor.nbytes], self._block[tensor.nbytes :]
+            kept.append(place.view(tensor.dtype).view(tensor.shape).copy_(tensor))
+        surface, around, *keep, crop = kept
+        self._kept[index] = made._replace(surface=surface, around=around, keep=keep[0] if keep else None, crop=crop)
 
 
 def backdrop(frame: Tensor, keep: Tensor | None, rect: Tensor) -> Backdrop:

@@ -143,8 +143,8 @@ def main() -> None:
     "--memory",
     type=click.IntRange(0),
     metavar="MIB",
-    help="Memory on the device for frames that stay decoded, and work on them.  [default: 512 on a CPU, half of what "
-    "is free on a GPU]",
+    help="Memory on the device for frames that stay decoded, and work on them.  [default: 512 on a CPU, 256 where "
+    "not all frames fit; half of what is free on a GPU]",
 )
 @click.option(
     "--decoder",

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import openvino
@@ -48,10 +49,11 @@ class OpenVinoEngine:
         self.mode: Mode = network.mode
         self.device = torch.device("cpu")
         self._again = network.again
-        self._encoder = Requests(network.encoder, precision) if network.encoder else None
+        # The encoder works now and then, with all cores on one frame: that takes less memory.
+        self._encoder = Requests(network.encoder, precision, "LATENCY") if network.encoder else None
         decoder = lower_large(network.decoder) if precision == "mixed" else network.decoder
-        self._decoder = Requests(decoder, precision)
-        self.batch = 2 * len(self._decoder)  # more would only wait in memory
+        self._decoder = Requests(decoder, precision, "THROUGHPUT")
+        self.batch = len(self._decoder)  # more would only wait in memory
 
     def encode(self, faces: Tensor) -> list[Encoded]:
         encoded: list[Encoded] = [()] * len(faces)
@@ -68,17 +70,17 @@ class OpenVinoEngine:
 
 
 class Requests:
-    """A compiled OpenVINO model with a batch of one, and an inference request for each core.
+    """A compiled OpenVINO model with a batch of one, and its inference requests.
 
     Attributes:
         output_shapes: without the batch axis.
     """
 
-    def __init__(self, model: openvino.Model, precision: str) -> None:
+    def __init__(self, model: openvino.Model, precision: str, hint: Literal["LATENCY", "THROUGHPUT"]) -> None:
         compiled = openvino.Core().compile_model(
             model,
             "CPU",
-            {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": "THROUGHPUT"},
+            {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": hint},
         )
         self.output_shapes = [tuple(port.shape)[1:] for port in compiled.outputs]
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")

@@ -293,6 +293,12 @@ def make(
         )
     timings.finish()
     ended = time.perf_counter()
+    encoded, shown = timings.counts["faces encoded"], min(len(features), len(person))
+    if encoded > 1.1 * shown:
+        notes.append(
+            f"the network's first half ran {encoded} times for {shown} template frames: a larger --memory keeps what "
+            "it makes"
+        )
     summary = Summary(
         out=out,
         frames=written.frames,
@@ -306,7 +312,7 @@ def make(
         stage_seconds=timings.host_seconds,
         stage_device_seconds=timings.device_seconds,
         template_frames=len(person),
-        faces_encoded=timings.counts["faces encoded"],
+        faces_encoded=encoded,
         device=str(place),
         engine=runtime.name,
         precision=runtime.precision,

@@ -114,9 +114,12 @@ def counts(loaded: Loaded) -> dict[str, Count]:
     seen, heard = unet_work(network)
     crop_flops = CUBIC_FLOPS * 3 * (CROP * height + CROP * CROP)
     paste_flops = CUBIC_FLOPS * 3 * (width * CROP + area)
+    on_cpu = loaded.device.type == "cpu"  # where a kept frame is NV12, copied as it is pasted on
+    again = {} if on_cpu else {"template again": Count(2 * pixels * (3 + mask), None)}
+    colour = 1.5 * area if on_cpu else 4.5 * pixels
     return {
         "template decode": Count(pixels * (3 + mask), None),
-        "template again": Count(2 * pixels * (3 + mask), None),
+        **again,
         "audio": Count(4 * prod(MEL_WINDOW_SHAPE), audio_flops(loaded.subject.audio_encoder)),
         "crop": Count(3 * area + 3 * CROP**2 + face_bytes, crop_flops + 3 * INNER**2),
         "network encode": Count(
@@ -125,8 +128,10 @@ def counts(loaded: Loaded) -> dict[str, Count]:
         "network decode": Count(
             4 * heard.inputs + picture_bytes + value * heard.weights / loaded.batch, heard.flops, engine.precision
         ),
-        "paste": Count(3 * CROP**2 + picture_bytes + (3 + mask) * area, paste_flops),
-        "colour": Count(4.5 * pixels, COLOUR_FLOPS * pixels),
+        "paste": Count(
+            3 * CROP**2 + picture_bytes + (3 + mask) * area + colour + 3 * pixels * on_cpu,
+            paste_flops + COLOUR_FLOPS * (area if on_cpu else pixels),
+        ),
         "encode": Count(1.5 * pixels, None),
     }
 

@@ -208,7 +208,7 @@ def short_video(loaded: Loaded) -> int:
 
     def frames() -> Iterator[torch.Tensor]:
         count = 0
-        for batch in render(loaded.open(), loaded.features, loaded.engine, batch=loaded.batch):
+        for batch in render(loaded.open(), loaded.features, loaded.engine, batch=loaded.batch, pixels="nv12"):
             yield batch
             count += len(batch)
             if count >= ENCODED:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..audio import load_features, open_sound
+from ..backdrops import Backdrops, paste_on_backdrops
 from ..crop import crop_faces, face_input
 from ..encode import open_encoder
-from ..paste import paste_faces
+from ..paste import paste_faces_nv12
 from ..prefetch import Timings
 from ..render import render
 from ..sound_track import SoundTrack
@@ -34,6 +35,9 @@ STAGES = (
     *("template decode", "template again", "audio", "crop", "network encode", "network decode", "paste"),
     *("colour", "encode", "mux"),
 )
+ON_GPUS = ("template again", "colour")
+"""Of these stages, those that a CPU does not have: there, frames are made NV12 once, and pasted on."""
+
 ONCE = ("template decode", "crop", "network encode")
 """Stages that a template's frame needs once, however often it is shown, where memory allows keeping it."""
 
@@ -112,16 +116,19 @@ class Alone:
 
     @cached_property
     def _paste(self) -> Callable[[], Tensor]:
-        frames, keep = self._frames.clone(), self._shown[1]
         predictions = self._draw()
-        return lambda: paste_faces(frames, self._crops, predictions, self._rects, keep, inplace=True)
+        if self._device.type == "cpu":
+            behind = Backdrops(self._loaded.template, 0)(self._indices)
+            return lambda: paste_on_backdrops(behind, self._crops, predictions)
+        frames, keep = self._shown
+        return lambda: paste_faces_nv12(frames, self._crops, predictions, self._rects, keep)
 
     @cached_property
     def _rendered(self) -> list[Tensor]:
         """Batches of about `ENCODED` finished frames."""
         batches: list[Tensor] = []
         loaded = self._loaded
-        for batch in render(loaded.template, loaded.features, loaded.engine, batch=loaded.batch):
+        for batch in render(loaded.template, loaded.features, loaded.engine, batch=loaded.batch, pixels="nv12"):
             batches.append(batch)
             if sum(map(len, batches)) >= ENCODED:
                 break
@@ -135,21 +142,23 @@ class Alone:
         return [self._result(name, frames, runs)]
 
     def _decode(self) -> list[Measured]:
+        """On a GPU, also taking frames that stayed there; on a CPU, making backdrops of the frames: those that are kept
+        are taken by the paste."""
         first, again = [], []
         numbers = range(min(len(self._loaded.template), DECODED))
+        parts = [numbers[i : i + self._loaded.batch] for i in range(0, len(numbers), self._loaded.batch)]
+        on_cpu = self._device.type == "cpu"
         for _ in range(self._repeats):
             template = self._loaded.open()
-            parts = [numbers[i : i + self._loaded.batch] for i in range(0, len(numbers), self._loaded.batch)]
-            for runs in (first, again):
+            show = Backdrops(template, 0) if on_cpu else template.frames
+            for runs in (first,) if on_cpu else (first, again):
                 began = time.perf_counter()
                 for part in parts:
-                    template.frames(part)
+                    show(part)
                 self._finish()
                 runs.append(1000 * (time.perf_counter() - began) / len(numbers))
-        return [
-            self._result(name, len(numbers), runs)
-            for name, runs in (("template decode", first), ("template again", again))
-        ]
+        stages = (("template decode", first), ("template again", again))
+        return [self._result(name, len(numbers), runs) for name, runs in stages if runs]
 
     def _audio(self) -> list[Measured]:
         count = len(self._loaded.features)
