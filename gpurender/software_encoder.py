@@ -134,7 +134,7 @@ def nv12_frames(batches: Iterable[Tensor], device: torch.device, timings: Timing
         if copied is not None:
             copied.synchronize()
         for surface in surfaces.numpy():
-            frame = av.VideoFrame.from_numpy_buffer(surface, "nv12")
+            frame = av.VideoFrame.from_ndarray(surface, "nv12")
             frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
             yield frame
 
