@@ -4,7 +4,7 @@ template  frames on the device, a face rectangle for each           template.py
 audio     sound or features -> what the network hears at a frame    audio.py
 crop      each face cut out, resized, its mouth blacked out         crop.py; once a template frame: faces.py
 engine    the network draws the mouth that goes with the sound      engine.py, network.py
-paste     the face resized back and written over the frame          paste.py
+paste     the face resized back and written over the frame          paste.py; for video on a CPU: backdrops.py
 encode    frames -> video with the sound, or numbered pictures      encode.py
 """
 
