@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from conftest import TINY
@@ -142,12 +143,23 @@ def test_what_is_bfloat16_in_mixed_precision(seeded_onnx: Path) -> None:
             op.get_output_element_type(0).to_string(),
             list(op.get_output_shape(0))[1],
         )
-        for op in mixed.get_ordered_ops()
-        if op.get_type_name() in ("Convolution", "GroupConvolution")
+        for op in convolutions(mixed)
     }
     assert {kind for full, kind, _ in found if not full} == {"f32"}
     assert {channels for full, kind, channels in found if full and kind == "f32"} == {3}  # the last one
     assert {channels for full, kind, channels in found if full and kind == "bf16"} == {12, 16, 32, 128}
+    rounded = 0
+    for exact, lowered in zip(convolutions(decoder), convolutions(mixed), strict=True):
+        weights = torch.tensor(exact.input_value(1).get_node().get_data())
+        constant = lowered.input_value(1).get_node()
+        if constant.get_element_type().to_string() == "bf16":
+            assert torch.equal(torch.tensor(constant.get_data(dtype=np.float32)), weights.bfloat16().float())
+            rounded += 1
+    assert rounded > 10
+
+
+def convolutions(model: openvino.Model) -> list[openvino.Node]:
+    return [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
 
 
 def test_a_type_that_this_processor_lacks(tiny_onnx: Path) -> None:
