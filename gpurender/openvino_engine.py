@@ -21,7 +21,7 @@ from .errors import InputError, OutputError
 from .export import cache_directory
 from .halves import cut, read_network
 from .network import Encoded, Mode
-from .openvino_graph import channels_last, fold, lower_large, tile
+from .openvino_graph import channels_last, fold, in_bfloat16, lower_large, tile
 from .output import complete_or_absent
 
 EASED_VERSION = 1  # part of the cache key: raise it when what `linear.ease` makes changes
@@ -49,16 +49,25 @@ class OpenVinoEngine:
         self.mode: Mode = network.mode
         self.device = torch.device("cpu")
         self._again = network.again
+        encoder, decoder = network.encoder, network.decoder
+        if precision == "mixed":
+            decoder = lower_large(decoder)
+        self._kept = torch.bfloat16 if precision == "bf16" else torch.float32
+        if precision == "bf16" and encoder:  # what is kept between the halves would be rounded to it anyhow
+            levels = range(len(encoder.outputs))
+            encoder = in_bfloat16(encoder, [0], levels)
+            decoder = in_bfloat16(decoder, range(len(levels) + self._again), [])
         # The encoder works now and then, with all cores on one frame: that takes less memory.
-        self._encoder = Requests(network.encoder, precision, "LATENCY") if network.encoder else None
-        decoder = lower_large(network.decoder) if precision == "mixed" else network.decoder
+        self._encoder = Requests(encoder, precision, "LATENCY") if encoder else None
         self._decoder = Requests(decoder, precision, "THROUGHPUT")
         self.batch = 2 * len(self._decoder)  # fewer leave cores idle at the end of each; more would only wait in memory
 
     def encode(self, faces: Tensor) -> list[Encoded]:
         encoded: list[Encoded] = [()] * len(faces)
         if self._encoder:  # each into memory of its own, which can be kept as it is
-            encoded = [tuple(torch.empty(shape) for shape in self._encoder.output_shapes) for _ in faces]
+            faces = faces.to(self._kept)
+            shapes = self._encoder.output_shapes
+            encoded = [tuple(torch.empty(shape, dtype=self._kept) for shape in shapes) for _ in faces]
             self._encoder([(face,) for face in faces], encoded)
         return [(face, *levels) for face, levels in zip(faces, encoded, strict=True)] if self._again else encoded
 
@@ -90,7 +99,7 @@ class Requests:
         return len(self._requests)
 
     def __call__(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> None:
-        """Each item's float32 inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
+        """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
         items = [tuple(tensor.contiguous() for tensor in item) for item in items]  # alive until all requests end
         for item, output, request in zip(items, outputs, itertools.cycle(self._requests), strict=False):
             request.wait()
@@ -104,7 +113,10 @@ class Requests:
 
 
 def shared(tensor: Tensor) -> openvino.Tensor:
-    return openvino.Tensor(tensor[None].numpy(), shared_memory=True)
+    tensor = tensor[None]
+    if tensor.dtype == torch.bfloat16:  # which numpy lacks
+        return openvino.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), openvino.Type.bf16)
+    return openvino.Tensor(tensor.numpy(), shared_memory=True)
 
 
 class OnnxNetwork:

@@ -30,6 +30,15 @@ def channels_last(model: openvino.Model, inputs: Iterable[int], outputs: Iterabl
     return types.build()
 
 
+def in_bfloat16(model: openvino.Model, inputs: Iterable[int], outputs: Iterable[int]) -> openvino.Model:
+    """A copy that takes and gives some of its inputs and outputs as bfloat16."""
+    types = preprocess.PrePostProcessor(model.clone())
+    for given, numbers in ((types.input, inputs), (types.output, outputs)):
+        for i in numbers:
+            given(i).tensor().set_element_type(openvino.Type.bf16)
+    return types.build()
+
+
 # --- mixed precision -------------------------------------------------------------------------------------------------
 
 
