@@ -62,6 +62,10 @@ class Engine(Protocol):
         """B encodings and (B,*WINDOW_SHAPES[mode]) float32 to (B,3,320,320) float32 BGR in 0..1."""
         ...
 
+    def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
+        """`decode`, which need not be over when this returns: what it returns waits for the pictures and gives them."""
+        ...
+
 
 def predict(engine: Engine, faces: Tensor, audio: Tensor) -> Tensor:
     """The whole network: (B,6,320,320) and (B,*WINDOW_SHAPES[mode]) to (B,3,320,320), as `Engine` has them."""

@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -60,7 +60,7 @@ class OpenVinoEngine:
         # The encoder works now and then, with all cores on one frame: that takes less memory.
         self._encoder = Requests(encoder, precision, "LATENCY") if encoder else None
         self._decoder = Requests(decoder, precision, "THROUGHPUT")
-        self.batch = 2 * len(self._decoder)  # fewer leave cores idle at the end of each; more would only wait in memory
+        self.batch = 2 * self._decoder.at_once  # while it sees a new frame, with all cores, that many are heard
 
     def encode(self, faces: Tensor) -> list[Encoded]:
         encoded: list[Encoded] = [()] * len(faces)
@@ -68,14 +68,22 @@ class OpenVinoEngine:
             faces = faces.to(self._kept)
             shapes = self._encoder.output_shapes
             encoded = [tuple(torch.empty(shape, dtype=self._kept) for shape in shapes) for _ in faces]
-            self._encoder([(face,) for face in faces], encoded)
+            self._encoder.start([(face,) for face in faces], encoded).wait()
         return [(face, *levels) for face, levels in zip(faces, encoded, strict=True)] if self._again else encoded
 
-    def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
+    def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
         pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0])
         seen_and_heard = [(*seen, heard) for seen, heard in zip(encoded, audio, strict=True)]
-        self._decoder(seen_and_heard, [(picture,) for picture in pictures])
-        return pictures
+        under_way = self._decoder.start(seen_and_heard, [(picture,) for picture in pictures])
+
+        def finish() -> Tensor:
+            under_way.wait()
+            return pictures
+
+        return finish
+
+    def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
+        return self.begin(encoded, audio)()
 
 
 class Requests:
@@ -83,6 +91,7 @@ class Requests:
 
     Attributes:
         output_shapes: without the batch axis.
+        at_once: how many requests keep the cores busy.
     """
 
     def __init__(self, model: openvino.Model, precision: str, hint: Literal["LATENCY", "THROUGHPUT"]) -> None:
@@ -92,24 +101,38 @@ class Requests:
             {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": hint},
         )
         self.output_shapes = [tuple(port.shape)[1:] for port in compiled.outputs]
-        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self._requests = [compiled.create_infer_request() for _ in range(count)]
+        self.at_once: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        # Two batches: while one is finished and pasted, the next is under way.
+        self._requests = itertools.cycle([compiled.create_infer_request() for _ in range(4 * self.at_once)])
 
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def __call__(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> None:
+    def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "UnderWay":
         """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
-        items = [tuple(tensor.contiguous() for tensor in item) for item in items]  # alive until all requests end
-        for item, output, request in zip(items, outputs, itertools.cycle(self._requests), strict=False):
+        items = [tuple(tensor.contiguous() for tensor in item) for item in items]
+        used: list[openvino.InferRequest] = []
+        for item, output, request in zip(items, outputs, self._requests, strict=False):
             request.wait()
             for k, tensor in enumerate(item):
                 request.set_input_tensor(k, shared(tensor))
             for k, tensor in enumerate(output):
                 request.set_output_tensor(k, shared(tensor))
             request.start_async()
+            used.append(request)
+        return UnderWay(used, items, outputs)
+
+
+class UnderWay:
+    """Requests that were started, and the memory that they read and write."""
+
+    def __init__(self, requests: list[openvino.InferRequest], *memory: Sequence[tuple[Tensor, ...]]) -> None:
+        self._requests = requests
+        self._memory = memory
+
+    def wait(self) -> None:
         for request in self._requests:
             request.wait()
+
+    def __del__(self) -> None:
+        self.wait()  # before their memory goes away
 
 
 def shared(tensor: Tensor) -> openvino.Tensor:

@@ -29,6 +29,7 @@ class Timings:
     device_seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     _running: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = field(default_factory=dict, repr=False)
+    _one_thread: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def measured(self, name: str, work: Callable[[], T], device: torch.device) -> T:
         """Do some work of a stage, and add what it cost."""
@@ -39,7 +40,9 @@ class Timings:
         done = work()
         for event in events[1:]:
             event.record()
-        self.host_seconds[name] = self.host_seconds.get(name, 0.0) + time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        with self._one_thread:  # a stage may be worked on by two
+            self.host_seconds[name] = self.host_seconds.get(name, 0.0) + seconds
         if events:
             running = self._running.setdefault(name, [])
             running.append((events[0], events[1]))

@@ -10,7 +10,7 @@ encode    frames -> video with the sound, or numbered pictures      encode.py
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -48,10 +48,18 @@ class Shown(NamedTuple):
     windows: Tensor  # (B,*WINDOW_SHAPES[mode]) float32
 
 
-class Drawn(NamedTuple):
+class Begun(NamedTuple):
+    """A batch that the network is about to draw."""
+
     shown: Shown
     crops: Tensor  # (B,3,328,328) uint8 RGB
-    predictions: Tensor  # (B,3,320,320) float BGR
+    predictions: Callable[[], Tensor]  # waits for (B,3,320,320) float BGR
+
+
+class Drawn(NamedTuple):
+    shown: Shown
+    crops: Tensor
+    predictions: Tensor
 
 
 def render(
@@ -89,6 +97,7 @@ def render(
         InputError: a template frame cannot be decoded.
         DeviceError: the GPU's memory does not do for a single frame.
     """
+    timings = timings or Timings()
     # A GPU converts a whole frame's colour in less time than it takes to look for what changed.
     backdrops = None
     if pixels == "nv12" and template.device.type == "cpu":
@@ -100,7 +109,7 @@ def render(
         behind = backdrops(indices) if backdrops else template.frames(indices)
         return Shown(indices, behind, features.windows(outputs.start, outputs.stop))
 
-    def draw(shown: Shown) -> Drawn:
+    def draw(shown: Shown) -> Begun:
         indices, behind, windows = shown
 
         def crop(which: list[int]) -> tuple[Tensor, Tensor]:
@@ -110,9 +119,15 @@ def render(
             return crop_and_mask(frames, template.rects[[indices[k] for k in which]])
 
         crops, encoded = faces(indices, crop)
-        if timings is not None:
-            timings.counts["faces encoded"] = faces.encoded
-        return Drawn(shown, crops, engine.decode(encoded, windows))
+        timings.counts["faces encoded"] = faces.encoded
+        return Begun(shown, crops, engine.begin(encoded, windows))
+
+    def finish(begun: Generator[Begun]) -> Generator[Drawn]:
+        with closing(begun):
+            for shown, crops, wait in begun:
+                # On the next stage's thread, while the network's begins the next batch.
+                yield Drawn(shown, crops, timings.measured("network", wait, torch.device("cpu")))
+                del shown, crops, wait
 
     def paste(drawn: Drawn) -> Tensor:
         (indices, behind, _), crops, predictions = drawn
@@ -126,8 +141,8 @@ def render(
     def batches(start: int, size: int) -> Generator[Tensor]:
         outputs = (range(i, min(i + size, len(features))) for i in range(start, len(features), size))
         shown = stage("template", show, outputs, template.device, timings)
-        drawn = stage("network", draw, shown, template.device, timings)
-        return stage("paste", paste, drawn, template.device, timings)
+        begun = stage("network", draw, shown, template.device, timings)
+        return stage("paste", paste, finish(begun), template.device, timings)
 
     size = min(batch or engine.batch, len(features))
     done = 0

@@ -72,6 +72,10 @@ class TensorRtEngine:
             pictures.extend(self._decoder(len(some), *zip(*some, strict=True), heard, dtype=torch.float32))
         return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
+    def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
+        pictures = self.decode(encoded, audio)  # a GPU works on; whoever reads them waits on its stream
+        return lambda: pictures
+
 
 class Runner:
     """Runs one plan from static memory, for any thread and stream, one call after another.

@@ -1,7 +1,7 @@
 """torch: runs checkpoints on any device."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,3 +36,7 @@ class TorchEngine:
         face, *levels = (torch.stack(level) for level in zip(*encoded, strict=True))
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self._network.decode(face, tuple(levels), audio.to(self._dtype)).float()
+
+    def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
+        pictures = self.decode(encoded, audio)  # a GPU works on; whoever reads them waits on its stream
+        return lambda: pictures

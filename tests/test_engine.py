@@ -19,7 +19,7 @@ from gpurender import (
     load_unet,
     predict,
 )
-from gpurender.engine import least_psnr, resolve_device
+from gpurender.engine import EngineName, least_psnr, resolve_device
 from gpurender.export import example_input
 from gpurender.network import WINDOW_SHAPES
 from gpurender.openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu
@@ -118,6 +118,17 @@ def test_auto_precision_takes_the_fastest_that_agrees(tiny_onnx: Path, seeded_on
         assert taken or tried == faster
         exact = predict(load_engine(network, device="cpu", precision="fp32"), *probe)
         assert least_psnr(predict(engine, *probe), exact) >= 40
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_batches_that_are_begun_before_the_last_one_ends(tiny_unet: Path, engine: EngineName) -> None:
+    loaded = load_engine(tiny_unet, device="cpu", engine=engine, precision="fp32")
+    faces, audio = example_input(20, "ave")  # more than there are requests
+    encoded = loaded.encode(faces)
+    expected = loaded.decode(encoded, audio)
+    begun = [loaded.begin(encoded[k : k + 10], audio[k : k + 10]) for k in (0, 10)]
+    loaded.begin(encoded, audio)  # that nobody waits for
+    assert torch.equal(torch.cat([wait() for wait in begun]), expected)
 
 
 def test_mixed_precision_is_closer_than_bfloat16(seeded_onnx: Path) -> None:

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,11 +148,11 @@ class Scarce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def decode(self, encoded: Sequence[Encoded], audio: torch.Tensor) -> torch.Tensor:
+    def begin(self, encoded: Sequence[Encoded], audio: torch.Tensor) -> Callable[[], torch.Tensor]:
         self.asked.append(len(encoded))
         if len(encoded) > self._most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return self._engine.decode(encoded, audio)
+        return self._engine.begin(encoded, audio)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(
