@@ -1,7 +1,7 @@
 """A template's frames as video encoders take them, ready but for the face: on a CPU, where colour takes longer than a
 copy."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,12 +31,18 @@ class Backdrops:
         memory_left: bytes of the budget that backdrops will not take.
     """
 
-    def __init__(self, template: Template, memory_budget: int) -> None:
+    def __init__(self, template: Template, shown_again: Collection[int], memory_budget: int) -> None:
+        """
+        Args:
+            shown_again: the frames worth keeping.
+        """
         self._template = template
+        self._shown_again = shown_again
         self._kept: dict[int, Backdrop] = {}
         surface = (template.width + 1) // 2 * 2 * ((template.height + 1) // 2 * 3)
-        around = ((template.rects[:, 2:] - template.rects[:, :2] + 2).prod(1) * (3 + template.parsing)).sum().item()
-        needed = len(template) * (surface + 3 * CROP**2) + int(around)
+        rects = template.rects[list(shown_again)]
+        around = ((rects[:, 2:] - rects[:, :2] + 2).prod(1) * (3 + template.parsing)).sum().item()
+        needed = len(rects) * (surface + 3 * CROP**2) + int(around)
         self.memory_left = max(memory_budget - needed, 0)
         # One block, which takes memory as it is filled: kept pieces among what comes and goes would scatter it.
         self._block = torch.empty(min(needed, memory_budget), dtype=torch.uint8)
@@ -48,7 +54,8 @@ class Backdrops:
             frames, keep = self._template.frames(missing)
             for k, i in enumerate(missing):
                 made[i] = backdrop(frames[k], keep[k] if keep is not None else None, self._template.rects[i])
-                self._keep(i, made[i])
+                if i in self._shown_again:
+                    self._keep(i, made[i])
         return [self._kept.get(i) or made[i] for i in indices]
 
     def _keep(self, index: int, made: Backdrop) -> None:

@@ -1,6 +1,6 @@
 """A template's faces as the network and the paste need them: work that depends on the template alone, done once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -8,23 +8,26 @@ from torch import Tensor
 from .engine import Engine
 from .network import Encoded
 
-LEAST_SHARE = 0.125  # of a template's frames: what is kept of fewer is seldom shown again, and costs memory
+LEAST_SHARE = 0.125  # of the frames shown again: to keep what fewer need gains little, and costs memory
 
 
 class Faces:
     """Crops and network encodings of a template's frames, kept while they fit a memory budget.
 
     An output frame then costs the network's second half only. Frames beyond the budget are cropped and encoded at each
-    use, which costs no more than the whole network. Where the budget is for a small part of the template only, nothing
-    is kept.
+    use, which costs no more than the whole network. Where the budget is for few of them only, nothing is kept.
 
     Attributes:
         encoded: how many faces the network's first half has seen so far.
     """
 
-    def __init__(self, template_frames: int, engine: Engine, memory_budget: int) -> None:
+    def __init__(self, shown_again: Collection[int], engine: Engine, memory_budget: int) -> None:
+        """
+        Args:
+            shown_again: the frames worth keeping.
+        """
         self.encoded = 0
-        self._template_frames = template_frames
+        self._shown_again = shown_again
         self._engine = engine
         self._room = memory_budget
         self._kept: dict[int, tuple[Tensor, Encoded]] = {}
@@ -49,8 +52,10 @@ class Faces:
             self.encoded += len(new)
             made = dict(zip(new, zip(crops, encoded, strict=True), strict=True))
         for i, (face, encoding) in made.items():
+            if i not in self._shown_again:
+                continue
             size = face.nbytes + sum(tensor.nbytes for tensor in encoding)
-            if not self._kept and self._room < LEAST_SHARE * self._template_frames * size:
+            if not self._kept and self._room < LEAST_SHARE * len(self._shown_again) * size:
                 self._room = 0
             if size <= self._room:
                 self._room -= size

@@ -10,6 +10,7 @@ encode    frames -> video with the sound, or numbered pictures      encode.py
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -98,11 +99,13 @@ def render(
         DeviceError: the GPU's memory does not do for a single frame.
     """
     timings = timings or Timings()
+    times = Counter(frame_order(len(template), range(len(features)), order, start_frame))
+    shown_again = {index for index, count in times.items() if count > 1}
     # A GPU converts a whole frame's colour in less time than it takes to look for what changed.
     backdrops = None
     if pixels == "nv12" and template.device.type == "cpu":
-        backdrops = Backdrops(template, template.memory_left)
-    faces = Faces(len(template), engine, (backdrops or template).memory_left)
+        backdrops = Backdrops(template, shown_again, template.memory_left)
+    faces = Faces(shown_again, engine, (backdrops or template).memory_left)
 
     def show(outputs: range) -> Shown:
         indices = frame_order(len(template), outputs, order, start_frame)

@@ -18,7 +18,7 @@ Order = Literal["bounce", "loop", "mirror"]
 BESIDE_VIDEO: dict[DecoderName, DecoderName] = {"nvdec": "auto", "pyav": "pillow"}
 """What decodes the masks where this decodes the frames."""
 CPU_MEMORY_BUDGET = 512 * 2**20
-SMALLER_BUDGET = 192 * 2**20  # where that is not enough for all frames: keeping some gains less
+SMALLER_BUDGET = 64 * 2**20  # where that is not enough for all frames: keeping some gains less
 PICTURES, VIDEO = "full_body_img", "full_body_video.mp4"
 LANDMARKS = "landmarks"
 RECTANGLES = ("cache/crop_rectangles.json", "crop_rectangles.json")

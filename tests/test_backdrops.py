@@ -24,7 +24,7 @@ def test_the_same_bytes_as_whole_frames_converted(
     frames, keep = template.frames(indices)
     rects = template.rects[indices]
     crops, inputs = crop_and_mask(frames, rects)
-    backdrops = Backdrops(template, memory)
+    backdrops = Backdrops(template, range(len(template)), memory)
     for _ in range(2):  # made, then kept where memory allows
         shown = backdrops(indices)
         for given, expected in zip(crop_backdrops(shown), (crops, inputs), strict=True):
@@ -37,7 +37,7 @@ def test_frames_are_decoded_once_while_they_fit(make_template: MakeTemplate) -> 
     template = open_template(make_template(), keep=False)
     everything = list(range(len(template)))
     room = 2**30
-    enough = Backdrops(template, room)
+    enough = Backdrops(template, range(len(template)), room)
     needed = room - enough.memory_left
     asked: list[int] = []
     frames = template.frames
@@ -46,7 +46,13 @@ def test_frames_are_decoded_once_while_they_fit(make_template: MakeTemplate) -> 
         enough(everything)
     assert asked == everything
     asked.clear()
-    scarce = Backdrops(template, needed // 2)
+    of_one = Backdrops(template, {1}, room)
+    for _ in range(2):
+        of_one(everything)
+    assert asked == [*everything, *(i for i in everything if i != 1)]
+    assert Backdrops(template, (), room).memory_left == room
+    asked.clear()
+    scarce = Backdrops(template, range(len(template)), needed // 2)
     assert scarce.memory_left == 0
     for _ in range(2):
         scarce(everything)

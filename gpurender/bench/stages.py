@@ -118,7 +118,7 @@ class Alone:
     def _paste(self) -> Callable[[], Tensor]:
         predictions = self._draw()
         if self._device.type == "cpu":
-            behind = Backdrops(self._loaded.template, 0)(self._indices)
+            behind = Backdrops(self._loaded.template, (), 0)(self._indices)
             return lambda: paste_on_backdrops(behind, self._crops, predictions)
         frames, keep = self._shown
         return lambda: paste_faces_nv12(frames, self._crops, predictions, self._rects, keep)
@@ -150,7 +150,7 @@ class Alone:
         on_cpu = self._device.type == "cpu"
         for _ in range(self._repeats):
             template = self._loaded.open()
-            show = Backdrops(template, 0) if on_cpu else template.frames
+            show = Backdrops(template, (), 0) if on_cpu else template.frames
             for runs in (first,) if on_cpu else (first, again):
                 began = time.perf_counter()
                 for part in parts:
