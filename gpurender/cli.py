@@ -143,7 +143,7 @@ def main() -> None:
     "--memory",
     type=click.IntRange(0),
     metavar="MIB",
-    help="Memory on the device for frames that stay decoded, and work on them.  [default: 512 on a CPU, 192 where "
+    help="Memory on the device for frames that stay decoded, and work on them.  [default: 512 on a CPU, 0 where "
     "not all frames fit; half of what is free on a GPU]",
 )
 @click.option(

@@ -18,7 +18,6 @@ Order = Literal["bounce", "loop", "mirror"]
 BESIDE_VIDEO: dict[DecoderName, DecoderName] = {"nvdec": "auto", "pyav": "pillow"}
 """What decodes the masks where this decodes the frames."""
 CPU_MEMORY_BUDGET = 512 * 2**20
-SMALLER_BUDGET = 64 * 2**20  # where that is not enough for all frames: keeping some gains less
 PICTURES, VIDEO = "full_body_img", "full_body_video.mp4"
 LANDMARKS = "landmarks"
 RECTANGLES = ("cache/crop_rectangles.json", "crop_rectangles.json")
@@ -151,7 +150,7 @@ def open_template(
         device: where frames are put.
         parsing: use the parsing masks; None uses them if they are there.
         memory_budget: bytes to spend on the device on decoded frames and work on them that is worth keeping; None is
-            512 MiB on a CPU (192 where not all frames fit), half of the free memory on a GPU. A few frames of a video
+            512 MiB on a CPU (0 where not all frames fit), half of the free memory on a GPU. A few frames of a video
             are kept whatever it is.
         decoder: of pictures `dali` or `pillow`, of a video `nvdec` or `pyav`; dali works on a CPU too. `auto` is the
             GPU's on a GPU, where it can decode the frames (a note says why not), and the host's on a CPU.
@@ -204,7 +203,7 @@ def open_template(
             memory_budget = torch.cuda.mem_get_info(device)[0] // 2
         else:
             all_fit = len(rects) * 3 * source.size[0] * source.size[1] <= CPU_MEMORY_BUDGET
-            memory_budget = CPU_MEMORY_BUDGET if all_fit else SMALLER_BUDGET
+            memory_budget = CPU_MEMORY_BUDGET if all_fit else 0  # to keep some gains little
     return Template(
         path,
         source,
