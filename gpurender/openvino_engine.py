@@ -108,7 +108,7 @@ class Requests:
     def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "UnderWay":
         """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
         items = [tuple(tensor.contiguous() for tensor in item) for item in items]
-        used: list[openvino.InferRequest] = []
+        under_way = UnderWay(items, outputs)
         for item, output, request in zip(items, outputs, self._requests, strict=False):
             request.wait()
             for k, tensor in enumerate(item):
@@ -116,20 +116,21 @@ class Requests:
             for k, tensor in enumerate(output):
                 request.set_output_tensor(k, shared(tensor))
             request.start_async()
-            used.append(request)
-        return UnderWay(used, items, outputs)
+            under_way.requests.append(request)
+        return under_way
 
 
 class UnderWay:
     """Requests that were started, and the memory that they read and write."""
 
-    def __init__(self, requests: list[openvino.InferRequest], *memory: Sequence[tuple[Tensor, ...]]) -> None:
-        self._requests = requests
+    def __init__(self, *memory: Sequence[tuple[Tensor, ...]]) -> None:
+        self.requests: list[openvino.InferRequest] = []
         self._memory = memory
 
     def wait(self) -> None:
-        for request in self._requests:
+        for request in self.requests:
             request.wait()
+        self._memory = ()
 
     def __del__(self) -> None:
         self.wait()  # before their memory goes away

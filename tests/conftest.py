@@ -10,6 +10,7 @@ from typing import Any, cast
 import av
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import soundfile
 import torch
@@ -19,6 +20,7 @@ if not torch.cuda.is_available():
 
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
+from onnx import ModelProto
 from PIL import Image
 
 from gpurender import AudioEncoder, UNet, export_onnx
@@ -129,6 +131,15 @@ def _save(network: torch.nn.Module, path: Path) -> Path:
 
 
 # --- templates -------------------------------------------------------------------------------------------------------
+
+
+def run_whole(model: ModelProto, faces: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+    """A network's pictures, by ONNX Runtime."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    kind = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
+    feed = {"input": faces.numpy().astype(kind), "audio": audio.numpy().astype(kind)}
+    (pictures,) = session.run(None, feed)
+    return torch.from_numpy(np.asarray(pictures, np.float32))
 
 
 def picture(width: int, height: int, number: int) -> np.ndarray:

@@ -143,6 +143,15 @@ def test_mixed_precision_is_closer_than_bfloat16(seeded_onnx: Path) -> None:
     assert 0 < (mixed - exact).abs().max() < 0.2
 
 
+def test_what_is_kept_for_bfloat16_is_bfloat16(tiny_onnx: Path) -> None:
+    if not faster_on_cpu():
+        pytest.skip("this processor has no bfloat16")
+    faces, _ = example_input(2, "ave")
+    for precision, kept in (("bf16", torch.bfloat16), ("mixed", torch.float32), ("fp32", torch.float32)):
+        encoded = load_engine(tiny_onnx, device="cpu", precision=precision).encode(faces)
+        assert {tensor.dtype for levels in encoded for tensor in levels} == {kept}
+
+
 def test_what_is_bfloat16_in_mixed_precision(seeded_onnx: Path) -> None:
     decoder = OnnxNetwork(seeded_onnx, None).decoder
     types = [op.get_output_element_type(0).to_string() for op in decoder.get_ordered_ops()]

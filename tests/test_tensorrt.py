@@ -3,9 +3,7 @@ computes the same network with ONNX Runtime on the memory that it is given addre
 
 import ctypes
 import importlib
-import multiprocessing
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,22 +14,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import run_whole
 from onnx import ModelProto, TensorProto
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 import gpurender.engine as engine_module
 import gpurender.tensorrt_engine as tensorrt_module
-from gpurender import DeviceError, Engine, UNet, load_audio_encoder, load_engine, load_features, open_template, predict
+from gpurender import DeviceError, Engine, UNet, load_engine, predict
 from gpurender.engine import Choice, fastest_that_agrees, first_that_works, least_psnr, tensorrt_attempts
-from gpurender.export import cache_directory, example_input
+from gpurender.export import example_input
 from gpurender.find import BUNDLED
 from gpurender.half import folded, to_half, widen_depthwise
 from gpurender.halves import Halves, cut, read_halves, read_network
-from gpurender.plans import cached_plan, keep, kept_file, read_kept
-from gpurender.render import probe_inputs
+from gpurender.plans import kept_file
 from gpurender.tensorrt_build import (
     PlanError,
     PlanMemoryError,
@@ -138,149 +133,7 @@ def test_a_plan_is_not_loaded_without_a_gpu(rtx: TensorRt, tiny_onnx: Path) -> N
     assert "CUDA" in str(plan_error(rtx, "cannot load the plan", log_of(rtx.api).errors))
 
 
-# --- what half precision costs ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def avatar_probe() -> tuple[Tensor, Tensor]:
-    encoder = load_audio_encoder(BUNDLED / "avatar/models/audio_encoder.pth")
-    features = load_features(BUNDLED / "hello.flac", encoder=encoder, fps=25)
-    return probe_inputs(open_template(BUNDLED / "avatar"), features)
-
-
-def run_whole(model: ModelProto, faces: Tensor, audio: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    kind = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
-    feed = {"input": faces.numpy().astype(kind), "audio": audio.numpy().astype(kind)}
-    (pictures,) = session.run(None, feed)
-    return torch.from_numpy(np.asarray(pictures, np.float32))
-
-
-@pytest.mark.parametrize("precision", ["fp16", "mixed"])
-def test_half_precision_draws_the_avatar(avatar_probe: tuple[Tensor, Tensor], precision: Precision) -> None:
-    path = BUNDLED / "avatar/models/generator.onnx"
-    expected = run_whole(onnx.load(path), *avatar_probe)
-    pictures = run_whole(in_precision(path, precision), *avatar_probe)
-    assert least_psnr(pictures, expected) >= 50  # 61.9 measured
-    for a, b in zip(pictures.numpy(), expected.numpy(), strict=True):
-        similarity: Any = structural_similarity(a, b, channel_axis=0, data_range=1.0)
-        assert similarity >= 0.99  # 0.99998 measured
-
-
-def test_half_precision_with_every_layer_rounded_draws_the_avatar(avatar_probe: tuple[Tensor, Tensor]) -> None:
-    """ONNX Runtime's CPU computes half-precision layers in float32; torch rounds between layers, as a GPU does."""
-    path = BUNDLED / "avatar/models/generator.onnx"
-    expected = run_whole(onnx.load(path), *avatar_probe)
-    engine = load_engine(path.with_suffix(".pth"), device="cpu", engine="torch", precision="fp16")
-    assert least_psnr(predict(engine, *avatar_probe), expected) >= 50  # 59.7 measured
-
-
 # --- kept plans ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
-    return cache_directory()
-
-
-class Builds:
-    """Builds plans and loads what begins like one, counting both."""
-
-    def __init__(self) -> None:
-        self.built = 0
-        self.loaded: list[bytes] = []
-
-    def build(self) -> bytes:
-        self.built += 1
-        return b"plan %d" % self.built
-
-    def load(self, data: bytes) -> str | None:
-        self.loaded.append(data)
-        return data.decode()
-
-    def __call__(self, **key: str) -> str | None:
-        return cached_plan(key, self.build, self.load, lambda text: None)
-
-
-def test_a_plan_is_built_once_for_each_key(cache: Path) -> None:
-    plans = Builds()
-    assert [plans(gpu="a"), plans(gpu="a"), plans(gpu="b"), plans(gpu="a")] == ["plan 1", "plan 1", "plan 2", "plan 1"]
-    files = list((cache / "plans").glob("*.plan"))
-    assert len(files) == 2
-    assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
-    assert (cache / "plans").stat().st_mode & 0o777 == 0o700
-
-
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_a_damaged_plan_is_never_loaded(data: st.DataObject) -> None:
-    key = {"gpu": "damaged"}
-    file = kept_file(key, "plan")
-    keep(file, key, b"content of a plan", lambda text: None)
-    whole = file.read_bytes()
-    if data.draw(st.booleans(), "cut"):
-        damaged = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    else:
-        at = data.draw(st.integers(0, len(whole) - 1))
-        damaged = whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
-    file.write_bytes(damaged)
-    assert read_kept(file, key) is None
-    plans = Builds()
-    assert plans(**key) == "plan 1"
-    assert plans.loaded == [b"plan 1"]
-    assert plans(**key) == "plan 1"
-
-
-def test_another_keys_file_is_not_loaded(cache: Path) -> None:
-    plans = Builds()
-    plans(gpu="a")
-    kept_file({"gpu": "a"}, "plan").rename(kept_file({"gpu": "b"}, "plan"))
-    assert plans(gpu="b") == "plan 2"
-
-
-def test_a_plan_that_does_not_load_is_built_again(cache: Path) -> None:
-    """As one that another driver or another build of TensorRT left: the deserialiser gives None."""
-    plans = Builds()
-    plans(gpu="a")
-    accepted = iter([None, None, "rebuilt"])
-    assert cached_plan({"gpu": "a"}, plans.build, lambda data: next(accepted), print) == "rebuilt"
-    assert plans.built == 2
-    assert cached_plan({"gpu": "a"}, plans.build, lambda data: None, print) is None
-
-
-def test_a_full_disk_costs_the_plan_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, content: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    told: list[str] = []
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert cached_plan({"gpu": "a"}, lambda: b"plan", bytes.decode, told.append) == "plan"
-    assert "cannot be kept for the next time: the disk is full" in told[0]
-    assert not list((cache / "plans").glob("*.plan"))
-
-
-def build_slowly(log: Path, started: Any) -> None:
-    def build() -> bytes:
-        with log.open("a") as file:
-            file.write("built\n")
-        time.sleep(0.5)
-        return b"plan"
-
-    started.wait()
-    assert cached_plan({"gpu": "two"}, build, bytes.decode, lambda text: None) == "plan"
-
-
-def test_two_programs_at_once_build_once(cache: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    started = context.Barrier(2)
-    programs = [context.Process(target=build_slowly, args=(tmp_path / "log", started)) for _ in range(2)]
-    for program in programs:
-        program.start()
-    for program in programs:
-        program.join(60)
-    assert [program.exitcode for program in programs] == [0, 0]
-    assert (tmp_path / "log").read_text() == "built\n"
 
 
 def test_a_plan_depends_on_all_that_it_is_built_for(tmp_path: Path, tiny_onnx: Path) -> None:
