@@ -19,7 +19,7 @@ from gpurender import (
     load_unet,
     predict,
 )
-from gpurender.engine import EngineName, least_psnr, resolve_device
+from gpurender.engine import EngineName, Precision, least_psnr, resolve_device
 from gpurender.export import example_input
 from gpurender.network import WINDOW_SHAPES
 from gpurender.openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu
@@ -147,7 +147,8 @@ def test_what_is_kept_for_bfloat16_is_bfloat16(tiny_onnx: Path) -> None:
     if not faster_on_cpu():
         pytest.skip("this processor has no bfloat16")
     faces, _ = example_input(2, "ave")
-    for precision, kept in (("bf16", torch.bfloat16), ("mixed", torch.float32), ("fp32", torch.float32)):
+    expected: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "mixed": torch.float32, "fp32": torch.float32}
+    for precision, kept in expected.items():
         encoded = load_engine(tiny_onnx, device="cpu", precision=precision).encode(faces)
         assert {tensor.dtype for levels in encoded for tensor in levels} == {kept}
 
