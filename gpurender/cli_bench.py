@@ -25,7 +25,9 @@ import click
 @click.option(
     "--engine", type=click.Choice(["auto", "tensorrt", "openvino", "torch"]), default="auto", show_default=True
 )
-@click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16", "mixed"]), default="auto", show_default=True
+)
 @click.option("--encoder", type=click.Choice(["auto", "nvenc", "x264", "mjpeg"]), default="auto", show_default=True)
 @click.option("--batch", type=click.IntRange(1, 1024), help="Frames at a time.  [default: what suits the engine]")
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Of video in each measured render.")

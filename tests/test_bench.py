@@ -35,6 +35,7 @@ from gpurender.bench.table import comparison_table, number, table, written
 from gpurender.bench.watch import OtherWork, watch_make
 from gpurender.cli import main
 from gpurender.network import load_unet
+from gpurender.openvino_engine import faster_on_cpu
 
 # --- one real run ----------------------------------------------------------------------------------------------------
 
@@ -90,6 +91,21 @@ def test_the_table_fits_80_columns_and_has_every_stage(ran: tuple[Result, Path])
     for stage in STAGES:
         assert stage in ON_GPUS or any(re.match(rf"{stage}( \*)? +[0-9.e-]+ ", line) for line in shown), stage
     assert any(line.startswith("to and from a device") and line.endswith("none") for line in shown)
+
+
+def test_a_precision_that_is_two_types(anna: Path, tiny_unet: Path, tmp_path: Path) -> None:
+    if "mixed" not in faster_on_cpu():
+        pytest.skip("this processor has no bfloat16")
+    words = ["bench", "--template", anna, "--model", tiny_unet, "--seconds", 0.6, "--repeats", 1, "--device", "cpu"]
+    words += ["--precision", "mixed", "--json", tmp_path / "mixed.json"]
+    result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    figures = read_record(tmp_path / "mixed.json")["results"]
+    names = {figure["name"] for figure in figures}
+    assert {"matrix product fp32", "matrix product bf16"} <= names
+    types = {figure["name"]: figure["parameters"]["precision"] for figure in figures if "arithmetic" in figure["name"]}
+    assert types["network encode: arithmetic"] == "fp32"
+    assert types["network decode: arithmetic"] == "bf16"
 
 
 def test_a_record_follows_the_schema(made: Record) -> None:

@@ -89,9 +89,14 @@ def measured_limits(device: torch.device, precision: str, repeats: int) -> list[
             "FLOP a second",
             product_rate(device, kind, repeats),
         )
-        for kind in dict.fromkeys(("fp32", precision))
+        for kind in dict.fromkeys(("fp32", fastest_type(precision)))
     ]
     return [Measured("copy bandwidth", copied, "bytes a second", copy_bandwidth(device, repeats)), *products]
+
+
+def fastest_type(precision: str) -> str:
+    """What the network's second half computes in at best."""
+    return "bf16" if precision == "mixed" else precision
 
 
 # --- what stages have to do ------------------------------------------------------------------------------------------
@@ -107,7 +112,8 @@ def counts(loaded: Loaded) -> dict[str, Count]:
     mask = template.parsing
     face_bytes = 4 * prod(FACE_SHAPE)
     picture_bytes = 4 * 3 * INNER**2
-    value = 4 if engine.precision == "fp32" else 2
+    first_half = "fp32" if engine.precision == "mixed" else engine.precision
+    value = TYPES[first_half].itemsize  # of weights, and of what is between the halves
     network = loaded.subject.model
     if engine.name != "torch" and network.suffix == ".pth":
         network = cached_onnx(network, engine.mode)  # what the engine runs
@@ -123,10 +129,12 @@ def counts(loaded: Loaded) -> dict[str, Count]:
         "audio": Count(4 * prod(MEL_WINDOW_SHAPE), audio_flops(loaded.subject.audio_encoder)),
         "crop": Count(3 * area + 3 * CROP**2 + face_bytes, crop_flops + 3 * INNER**2),
         "network encode": Count(
-            face_bytes + 4 * seen.outputs + value * seen.weights / loaded.batch, seen.flops, engine.precision
+            face_bytes + value * seen.outputs + value * seen.weights / loaded.batch, seen.flops, first_half
         ),
         "network decode": Count(
-            4 * heard.inputs + picture_bytes + value * heard.weights / loaded.batch, heard.flops, engine.precision
+            value * heard.inputs + picture_bytes + value * heard.weights / loaded.batch,
+            heard.flops,
+            fastest_type(engine.precision),
         ),
         "paste": Count(
             3 * CROP**2 + picture_bytes + (3 + mask) * area + colour + 3 * pixels * on_cpu,
