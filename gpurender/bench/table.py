@@ -41,7 +41,7 @@ def lines(made: Record) -> Iterator[str]:
         for stage in STAGES:
             if (result := find(made, stage, size)) is not None:
                 yield stage_line(made, stage, size, result)
-    yield "* once a template frame, as long as memory keeps it; then it is `template again`"
+    yield "* once a template frame, as long as memory keeps it"
     yield ""
     yield from sweep_lines(made)
     yield from limit_lines(made)
