@@ -43,7 +43,8 @@ def in_bfloat16(model: openvino.Model, inputs: Iterable[int], outputs: Iterable[
 
 
 def lower_large(model: openvino.Model) -> openvino.Model:
-    """A copy whose layers of the picture's size compute in bfloat16, but for the last convolution and what follows it.
+    """A copy whose layers of the picture's size compute in bfloat16, but for upsampling, the last convolution and what
+    follows that.
 
     There most of the memory traffic is, and little of the error: what rounding does to small layers spreads over the
     picture, and rounding the picture itself costs half a level.

@@ -20,7 +20,7 @@ class Timings:
     """What the stages of a render cost: seconds of work, without what they waited for each other.
 
     Attributes:
-        host_seconds: by stage, on its thread.
+        host_seconds: by stage, on its thread; the network's also on the next one's, which waits for it.
         device_seconds: by stage, on its stream of the GPU; empty on a CPU.
         counts: of work that is not done for each frame.
     """

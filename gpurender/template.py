@@ -203,7 +203,7 @@ def open_template(
             memory_budget = torch.cuda.mem_get_info(device)[0] // 2
         else:
             all_fit = len(rects) * 3 * source.size[0] * source.size[1] <= CPU_MEMORY_BUDGET
-            memory_budget = CPU_MEMORY_BUDGET if all_fit else 0  # to keep some gains little
+            memory_budget = CPU_MEMORY_BUDGET if all_fit else 0  # keeping some gains little
     return Template(
         path,
         source,
