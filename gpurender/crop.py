@@ -131,8 +131,11 @@ def face_input(crops: Tensor) -> Tensor:
         raise ValueError(f"crops are (B,3,{CROP},{CROP}), given {tuple(crops.shape)}")
     inner = crops[:, :, BORDER:-BORDER, BORDER:-BORDER].flip(1)
     if not crops.is_floating_point():
-        inner = inner.float() / 255
-    pair = torch.cat([inner, inner], 1)
+        pair = crops.new_empty(len(crops), 6, INNER, INNER, dtype=torch.float32)
+        torch.div(inner, 255, out=pair[:, :3])  # into its place: fresh memory for each step costs more than the step
+        pair[:, 3:] = pair[:, :3]
+    else:
+        pair = torch.cat([inner, inner], 1)
     pair[:, 3:, MASK_Y, MASK_X] = 0
     return pair
 

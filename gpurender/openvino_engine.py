@@ -21,7 +21,7 @@ from .errors import InputError, OutputError
 from .export import cache_directory
 from .halves import cut, read_network
 from .network import Encoded, Mode
-from .openvino_graph import channels_last, fold, in_bfloat16, lower_large, tile
+from .openvino_graph import channels_last, fold, in_bfloat16, lower_large, tile, without_empty_windows
 from .output import complete_or_absent
 
 EASED_VERSION = 1  # part of the cache key: raise it when what `linear.ease` makes changes
@@ -56,20 +56,20 @@ class OpenVinoEngine:
         if precision == "bf16" and encoder:  # what is kept between the halves would be rounded to it anyhow
             levels = range(len(encoder.outputs))
             encoder = in_bfloat16(encoder, [0], levels)
-            decoder = in_bfloat16(decoder, range(len(levels) + self._again), [])
+            decoder = in_bfloat16(without_empty_windows(decoder), range(len(levels) + self._again), [])
         # The encoder works now and then, with all cores on one frame: that takes less memory.
         self._encoder = Requests(encoder, precision, "LATENCY") if encoder else None
         self._decoder = Requests(decoder, precision, "THROUGHPUT")
         self.batch = 2 * self._decoder.at_once  # while it sees a new frame, with all cores, that many are heard
 
     def encode(self, faces: Tensor) -> list[Encoded]:
+        seen = [face.to(self._kept) for face in faces]
         encoded: list[Encoded] = [()] * len(faces)
         if self._encoder:  # each into memory of its own, which can be kept as it is
-            faces = faces.to(self._kept)
             shapes = self._encoder.output_shapes
-            encoded = [tuple(torch.empty(shape, dtype=self._kept) for shape in shapes) for _ in faces]
-            self._encoder.start([(face,) for face in faces], encoded).wait()
-        return [(face, *levels) for face, levels in zip(faces, encoded, strict=True)] if self._again else encoded
+            encoded = [tuple(torch.empty(shape, dtype=self._kept) for shape in shapes) for _ in seen]
+            self._encoder.start([(face,) for face in seen], encoded).wait()
+        return [(face, *levels) for face, levels in zip(seen, encoded, strict=True)] if self._again else encoded
 
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
         pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import openvino
 import openvino.opset13 as opset
 import torch
@@ -37,6 +38,33 @@ def in_bfloat16(model: openvino.Model, inputs: Iterable[int], outputs: Iterable[
         for i in numbers:
             given(i).tensor().set_element_type(openvino.Type.bf16)
     return types.build()
+
+
+def without_empty_windows(model: openvino.Model) -> openvino.Model:
+    """A copy in which no convolution looks at windows that lie in its padding alone: what they give is 0, and is put
+    before the others.
+
+    OpenVINO has fast convolutions in bfloat16 only for padding narrower than the kernel (conv5 of the audio: 1.8 to
+    0.5 ms a frame). In float32 this gains nothing.
+    """
+    trimmed = model.clone()
+    for node in trimmed.get_ordered_ops():
+        if node.get_type_name() != "Convolution":
+            continue
+        source, kernels, given = node.input_value(0), node.input_value(1), node.get_attributes()
+        before, stride = np.array(given["pads_begin"]), np.array(given["strides"])
+        size, windows, reach = (np.array(list(value.get_shape())[2:]) for value in (source, node.output(0), kernels))
+        empty = np.clip((before - reach) // stride + 1, 0, before // stride)
+        if not empty.any() or set(given["dilations"]) != {1} or given["auto_pad"] != "explicit":
+            continue
+        before -= empty * stride
+        after = np.maximum((windows - empty - 1) * stride + reach - size - before, 0)
+        rest = opset.convolution(source, kernels, stride, before, after, [1, 1])
+        whole = opset.pad(rest, [0, 0, *empty], [0, 0, 0, 0], "constant", opset.constant(np.float32(0)))
+        for port in node.output(0).get_target_inputs():
+            port.replace_source_output(whole.output(0))
+    trimmed.validate_nodes_and_infer_types()
+    return trimmed
 
 
 # --- mixed precision -------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from conftest import TINY
@@ -23,7 +22,6 @@ from gpurender.engine import EngineName, Precision, least_psnr, resolve_device
 from gpurender.export import example_input
 from gpurender.network import WINDOW_SHAPES
 from gpurender.openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu
-from gpurender.openvino_graph import lower_large
 
 
 def torch_picture(path: Path, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -151,36 +149,6 @@ def test_what_is_kept_for_bfloat16_is_bfloat16(tiny_onnx: Path) -> None:
     for precision, kept in expected.items():
         encoded = load_engine(tiny_onnx, device="cpu", precision=precision).encode(faces)
         assert {tensor.dtype for levels in encoded for tensor in levels} == {kept}
-
-
-def test_what_is_bfloat16_in_mixed_precision(seeded_onnx: Path) -> None:
-    decoder = OnnxNetwork(seeded_onnx, None).decoder
-    types = [op.get_output_element_type(0).to_string() for op in decoder.get_ordered_ops()]
-    mixed = lower_large(decoder)
-    assert [op.get_output_element_type(0).to_string() for op in decoder.get_ordered_ops()] == types
-    found = {
-        (
-            list(op.get_output_shape(0))[3] == 320,
-            op.get_output_element_type(0).to_string(),
-            list(op.get_output_shape(0))[1],
-        )
-        for op in convolutions(mixed)
-    }
-    assert {kind for full, kind, _ in found if not full} == {"f32"}
-    assert {channels for full, kind, channels in found if full and kind == "f32"} == {3}  # the last one
-    assert {channels for full, kind, channels in found if full and kind == "bf16"} == {12, 16, 32, 128}
-    rounded = 0
-    for exact, lowered in zip(convolutions(decoder), convolutions(mixed), strict=True):
-        weights = torch.tensor(exact.input_value(1).get_node().get_data())
-        constant = lowered.input_value(1).get_node()
-        if constant.get_element_type().to_string() == "bf16":
-            assert torch.equal(torch.tensor(constant.get_data(dtype=np.float32)), weights.bfloat16().float())
-            rounded += 1
-    assert rounded > 10
-
-
-def convolutions(model: openvino.Model) -> list[openvino.Node]:
-    return [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
 
 
 def test_a_type_that_this_processor_lacks(tiny_onnx: Path) -> None:
