@@ -86,7 +86,7 @@ def save(made: Record, folder: Path = RESULTS) -> Path:
 
 def print_results(made: Record) -> None:
     for result in made["results"]:
-        keys = ("asked", "frames", "height", "face", "impl")
+        keys = ("asked", "frames", "height", "face", "impl", "launch", "layout", "precision", "at_once")
         of = " ".join(f"{key} {result['parameters'][key]}" for key in keys if key in result["parameters"])
         print(f"{result['name']} ({of}): {written(result['median'], result['unit'])}, {spread(result)}")
 

@@ -22,10 +22,14 @@ TITLES = {
     "baseline-avatar": "The reference's sequential loop and gpurender, the avatar's network",
     "bench": "`gpurender bench`",
     "memory": "Memory",
+    "network": "The U-Net alone in torch, full width",
     "ops": "Operations alone",
     "scaling": "Cost by length",
 }
-COLUMNS = ("width", "height", "face", "frames", "minutes", "asked", "precision", "impl", "engine", "memory_GiB")
+COLUMNS = (
+    *("width", "height", "face", "frames", "minutes", "asked", "precision", "layout", "launch", "at_once", "impl"),
+    *("engine", "memory_GiB"),
+)
 SHOWN_OF_BENCH = ("whole program", "rendering", "first frame", "peak", "host to device", "device to host")
 
 

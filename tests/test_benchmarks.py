@@ -12,13 +12,14 @@ import baseline
 import cv2
 import materials
 import memory
+import network
 import numpy as np
 import pytest
 import reference_loop
 import scaling
 import table
 import torch
-from conftest import MakeTemplate
+from conftest import TINY, MakeTemplate
 from records import OTHERS, machine_name, measure_and_keep, options, place, save, saved
 from schema import SCHEMA, follows
 
@@ -158,7 +159,20 @@ def test_the_line_through_lengths() -> None:
     assert max(scaling.fitted({100: [3.0], 1000: [21.0], 10_000: [250.0]})[2]) > 1
 
 
-@pytest.mark.parametrize("name", ["baseline", "memory", "ops", "scaling", "table"])
+def test_ways_to_run_the_network(device: torch.device) -> None:
+    launches = [launch for launch in network.LAUNCHES[device.type] if launch != "compiled" or shutil.which("gcc")]
+    precisions = network.PRECISIONS[device.type]
+    with torch.no_grad():
+        figures = [*network.measure(UNet(**TINY).eval(), device, [2], launches, repeats=1)]
+    speeds = {tuple(figure.parameters.values()): figure.runs for figure in figures if figure.name == "second half"}
+    assert all(figure.runs[0] > 0 for figure in figures)
+    assert {(2, *way) for way in network.ways(device, launches)} == speeds.keys()
+    likeness = {figure.parameters["precision"]: figure.runs[0] for figure in figures if figure.unit == "dB"}
+    assert {kind for kind in precisions if kind != "fp32"} <= likeness.keys()
+    assert all(db > (60 if kind == "fp32" else 15) for kind, db in likeness.items())
+
+
+@pytest.mark.parametrize("name", ["baseline", "memory", "network", "ops", "scaling", "table"])
 def test_the_programs_explain_themselves(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -201,8 +215,8 @@ def test_the_widened_networks_are_the_avatars_at_full_width(widened: tuple[Path,
 
 
 def test_no_two_channels_of_the_widened_networks_have_the_same_weights(widened: tuple[Path, Path]) -> None:
-    for network in (load_unet(widened[0]), load_audio_encoder(widened[1])):
-        convolutions = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    for wide in (load_unet(widened[0]), load_audio_encoder(widened[1])):
+        convolutions = [layer for layer in wide.modules() if isinstance(layer, torch.nn.Conv2d)]
         assert len(convolutions) in (93, 13)
         for layer in convolutions:
             made, taken = layer.weight.flatten(1), layer.weight.transpose(0, 1).flatten(1)

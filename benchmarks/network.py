@@ -1,0 +1,128 @@
+"""The U-Net alone in torch, at full width: what each way to run it gives.
+
+    python benchmarks/network.py
+
+Ways differ in precision, in the order of memory (channels last or first), and in the launch: kernel by kernel
+(`eager`), from a CUDA graph (`graph`; with cuDNN's search for its fastest kernels before, `searched graph`), or
+compiled by `torch.compile`, which has graphs of its own (`compiled`: on a GPU in half precision with channels last
+alone, for each takes a minute; on a CPU, which needs a C++ compiler for it, where `--launch` asks). The first half sees
+the template alone, the second one runs for each output frame. Weights are by rule: PSNR against float32 is the hard
+case's.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from ops import seconds
+from records import measure_and_keep, options, tell
+from torch import Tensor
+
+from gpurender.bench.measured import Measured
+from gpurender.engine import least_psnr
+from gpurender.export import example_input
+from gpurender.network import UNet
+from gpurender.seeds import seeded_weights
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"cuda": ("fp32", "fp16", "bf16"), "cpu": ("fp32", "bf16")}
+LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
+LAUNCHES = {"cuda": ("eager", "graph", "searched graph", "compiled"), "cpu": ("eager",)}
+BATCHES = {"cuda": (1, 8, 16, 32), "cpu": (1, 4)}
+
+
+class Way(NamedTuple):
+    precision: str
+    layout: str
+    launch: str
+
+
+def ways(device: torch.device, launches: Sequence[str]) -> Iterator[Way]:
+    for precision in PRECISIONS[device.type]:
+        for layout in LAYOUTS:
+            for launch in launches:
+                slow = device.type == "cuda" and (precision == "fp32" or layout == "channels first")
+                if launch != "compiled" or not slow:
+                    yield Way(precision, layout, launch)
+
+
+def launched(work: Callable[[], object], launch: str, device: torch.device) -> Callable[[], object]:
+    """The work as it is to be launched, after its first run."""
+    if launch == "compiled":
+        torch.compiler.reset()  # after eight variants of one function it would give up, and not say so
+        work = torch.compile(work, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+    work()
+    if "graph" not in launch:
+        return work
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # cuDNN makes its choice here, not while it is captured
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = work()
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay
+
+
+def measure(
+    network: UNet, device: torch.device, batches: Sequence[int], launches: Sequence[str], repeats: int
+) -> Iterator[Measured]:
+    expected: dict[int, Tensor] = {}  # by batch, the first way's: float32
+    for way in ways(device, launches):
+        dtype, layout = TYPES[way.precision], LAYOUTS[way.layout]
+        network.to(device, dtype).load_state_dict(seeded_weights(network))  # in full, whatever it was rounded to
+        network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        for batch in batches:
+            faces, audio = (tensor.to(device, dtype) for tensor in example_input(batch, network.mode))
+            faces = faces.to(memory_format=layout)
+            levels = network.encode(faces)
+            halves: dict[str, Callable[[], object]] = {
+                "first half": lambda: network.encode(faces),  # noqa: B023
+                "second half": lambda: network.decode(faces, levels, audio),  # noqa: B023
+            }
+            for half, work in halves.items():
+                of = {"at_once": batch, **way._asdict()}
+                tell(f"{half}, {batch} at a time, {', '.join(way)}")
+                with torch.backends.cudnn.flags(benchmark=way.launch == "searched graph", allow_tf32=False):
+                    began = time.perf_counter()
+                    ready = launched(work, way.launch, device)
+                    drawn = ready()
+                    taken = time.perf_counter() - began
+                    runs = [seconds(ready, device) for _ in range(repeats)]
+                yield Measured(half, of, "frames a second", [batch / run for run in runs])
+                yield Measured(f"{half}, before its first batch", of, "s", [taken])
+                if isinstance(drawn, Tensor):
+                    picture = drawn.float().cpu()
+                    likeness = least_psnr(picture, expected.setdefault(batch, picture))
+                    if math.isfinite(likeness):  # else it is the very same
+                        yield Measured(f"{half}, PSNR to float32", of, "dB", [likeness])
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--launch", action="append", help="eager, graph, searched graph or compiled; may be repeated")
+    parser.add_argument("--batch", type=int, action="append", help="frames at a time; may be repeated")
+    parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
+    given = parser.parse_args()
+
+    def measured(folder: Path, place: str) -> list[Measured]:
+        device = torch.device(place)
+        launches = given.launch or LAUNCHES[device.type]
+        with torch.no_grad():
+            return [*measure(UNet().eval(), device, given.batch or BATCHES[device.type], launches, given.repeats)]
+
+    measure_and_keep("network", given, measured)
+
+
+if __name__ == "__main__":
+    main()
