@@ -188,8 +188,9 @@ def opencv(file: Path) -> np.ndarray:
 
 MakeTemplate = Callable[..., Path]
 # With x264's macroblock tree, files of the same pictures are alike only where a row has a multiple of 8 macroblocks:
-# its vector code reads memory beyond others that nobody wrote (at 320 three of four files differ, at 384 none of 1200).
-REPEATABLE_WIDTH = 384
+# its vector code reads memory beyond others that nobody wrote. At 320 pixels three of four files differed, at 64 one of
+# a hundred, at 128 and 384 none of 1950.
+REPEATABLE_WIDTH = 128  # and its multiples
 
 
 @pytest.fixture

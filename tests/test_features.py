@@ -81,7 +81,7 @@ def test_the_samples_bin_is_ours_to_the_byte(shared: Path, tmp_path: Path) -> No
 def test_features_of_a_sound_render_the_same_frames(
     make_template: MakeTemplate, speech: Path, tiny_onnx: Path, tiny_encoder: Path, tmp_path: Path, suffix: str
 ) -> None:
-    template, file = make_template(width=REPEATABLE_WIDTH), tmp_path / f"speech{suffix}"
+    template, file = make_template(width=3 * REPEATABLE_WIDTH), tmp_path / f"speech{suffix}"
     written = make_features(speech, file, audio_encoder=tiny_encoder)
     heard = load_features(speech, encoder=load_audio_engine(tiny_encoder))
     assert len(written) == len(heard) == 36

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import REPEATABLE_WIDTH
 from PIL import Image
 
 from gpurender import OutputError, write_frames
@@ -51,9 +52,10 @@ def listing(directory: Path) -> Listing:
     }
 
 
-def noise(count: int, seed: int = 1) -> torch.Tensor:
-    """(count,3,48,64) uint8 that does not compress."""
-    return torch.randint(0, 256, (count, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+def noise(count: int, seed: int = 1, width: int = 64) -> torch.Tensor:
+    """(count,3,48,width) uint8 that does not compress."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 48, width), dtype=torch.uint8, generator=generator)
 
 
 def frames_in(path: Path) -> int:
@@ -374,18 +376,19 @@ def test_no_directory_is_left_where_not_one_picture_fits(small_disk: Path) -> No
 @pytest.mark.usefixtures("way")
 def test_any_file_size_limit_below_the_videos_is_an_error(tmp_path: Path, suffix: str, count: int) -> None:
     soundfile.write(tmp_path / "a.wav", noise(1).numpy().ravel() / 256 - 0.5, 16000)
+    frames = noise(count, width=REPEATABLE_WIDTH)  # of which each video has the same size
     whole = tmp_path / f"whole{suffix}"
-    write_frames([noise(count)], whole, fps=25, sound=tmp_path / "a.wav")
+    write_frames([frames], whole, fps=25, sound=tmp_path / "a.wav")
     size, before = whole.stat().st_size, listing(tmp_path)
     for limit in [0, 1, 100, size // 3, size * 9 // 10, size - 100, size - 1]:
         with (
             files_limited_to(limit),
             pytest.raises(OutputError, match="could not be written .File too large.*nothing was left"),
         ):
-            write_frames([noise(count)], tmp_path / f"a{suffix}", fps=25, sound=tmp_path / "a.wav")
+            write_frames([frames], tmp_path / f"a{suffix}", fps=25, sound=tmp_path / "a.wav")
         assert listing(tmp_path) == before
     with files_limited_to(size):
-        write_frames([noise(count)], tmp_path / f"a{suffix}", fps=25, sound=tmp_path / "a.wav")
+        write_frames([frames], tmp_path / f"a{suffix}", fps=25, sound=tmp_path / "a.wav")
     assert frames_in(tmp_path / f"a{suffix}") == count
 
 

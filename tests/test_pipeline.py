@@ -27,7 +27,7 @@ def pictures(file: Path) -> list[np.ndarray]:
 def test_the_quick_start(
     make_template: MakeTemplate, aud_ave: Path, speech: Path, tiny_onnx: Path, tmp_path: Path
 ) -> None:
-    template, out = make_template(width=REPEATABLE_WIDTH, parsing=True), tmp_path / "result.mp4"
+    template, out = make_template(width=3 * REPEATABLE_WIDTH, parsing=True), tmp_path / "result.mp4"
     pipeline = FrameGenerationPipeline(checkpoint_path=str(tiny_onnx), mode="ave")
     written = pipeline.generate_video(
         audio_features_path=str(aud_ave), template_dir=str(template), audio_path=str(speech), output_path=str(out)
@@ -53,7 +53,7 @@ def test_reference_outputs(make_template: MakeTemplate, aud_ave: Path, tiny_onnx
 def test_what_may_be_chosen(
     make_template: MakeTemplate, aud_ave: Path, speech: Path, tiny_onnx: Path, tmp_path: Path
 ) -> None:
-    template = make_template(width=REPEATABLE_WIDTH, parsing=True)
+    template = make_template(width=3 * REPEATABLE_WIDTH, parsing=True)
     pipeline = FrameGenerationPipeline(tiny_onnx, device="cpu")
     options = {"start_frame": 2, "use_parsing": True, "crf": 30, "fps": 30}
     pipeline.generate_video(aud_ave, template, None, tmp_path / "a.mp4", **options)
