@@ -188,7 +188,7 @@ def opencv(file: Path) -> np.ndarray:
 
 MakeTemplate = Callable[..., Path]
 # With x264's macroblock tree, files of the same pictures are alike only where a row has a multiple of 8 macroblocks:
-# its vector code reads memory beyond others that nobody wrote. At 320 pixels three of four files differed, at 64 one of
+# its vector code reads memory beyond others that nobody wrote. At 320 pixels most files differed, at 64 one or two of
 # a hundred, at 128 and 384 none of 1950.
 REPEATABLE_WIDTH = 128  # and its multiples
 
