@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpurender.bench.measured import Measured
 from gpurender.engine import least_psnr
+from gpurender.errors import DeviceError
 from gpurender.export import example_input
 from gpurender.network import UNet
 from gpurender.seeds import seeded_weights
@@ -93,7 +94,8 @@ def measure(
             for half, work in halves.items():
                 of = {"at_once": batch, **way._asdict()}
                 tell(f"{half}, {batch} at a time, {', '.join(way)}")
-                with torch.backends.cudnn.flags(benchmark=way.launch == "searched graph", allow_tf32=False):
+                search = way.launch == "searched graph"
+                with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):  # fp32 means fp32
                     began = time.perf_counter()
                     ready = launched(work, way.launch, device)
                     drawn = ready()
@@ -110,7 +112,9 @@ def measure(
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--launch", action="append", help="eager, graph, searched graph or compiled; may be repeated")
+    parser.add_argument(
+        "--launch", action="append", choices=LAUNCHES["cuda"], help="may be repeated; no graph on a CPU"
+    )
     parser.add_argument("--batch", type=int, action="append", help="frames at a time; may be repeated")
     parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
     given = parser.parse_args()
@@ -118,6 +122,8 @@ def main() -> None:
     def measured(folder: Path, place: str) -> list[Measured]:
         device = torch.device(place)
         launches = given.launch or LAUNCHES[device.type]
+        if device.type == "cpu" and any("graph" in launch for launch in launches):
+            raise DeviceError("CUDA graphs need a GPU; on a CPU, --launch is eager or compiled.")
         with torch.no_grad():
             return [*measure(UNet().eval(), device, given.batch or BATCHES[device.type], launches, given.repeats)]
 
