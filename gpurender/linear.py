@@ -17,7 +17,7 @@ Part = tuple[ir.Value, np.ndarray]
 
 
 def ease(model: ModelProto) -> ModelProto:
-    """Rewrite the 1×1 convolutions that follow a concatenation, as each `up` block of the U-Net begins.
+    """Rewrite 1×1 convolutions that follow a concatenation, as each `up` block of the U-Net begins, or another one.
 
     Convolution, upsampling and concatenation are linear, so with `up` for the upsampling and `,` for the concatenation
 
@@ -25,8 +25,8 @@ def ease(model: ModelProto) -> ModelProto:
 
     The first term is computed before the upsampling, at a quarter of the pixels. The second one, with the bias, depends
     on the face alone: it ends up in the first half of `cut`. That is done where the result is small enough to be kept
-    between the halves (`KEPT_BYTES`). Where it is not, a skip that is itself a 1×1 convolution of fewer channels is not
-    computed: the two convolutions in a row become one.
+    between the halves (`KEPT_BYTES`). Elsewhere, what is seen, is not kept and is itself a 1×1 convolution of fewer
+    channels (as `inc` ends) is not computed: the two convolutions in a row become one.
 
     Rounding differs, the function does not. Networks without such places, those with branches and those in half
     precision stay as they are.
@@ -43,11 +43,9 @@ def ease(model: ModelProto) -> ModelProto:
     seen = reached(graph, graph.inputs[0]) - heard
     for convolution in [node for node in graph if is_pointwise(node) and not node.outputs[0].is_graph_output()]:
         parts = parts_of(convolution)
-        if parts is None:
-            continue
-        if is_kept(convolution.outputs[0]):
-            if any(value in seen for value, _ in parts) and any(value in heard for value, _ in parts):
-                split(graph, convolution, parts, seen)
+        mixed = any(value in seen for value, _ in parts) and any(value in heard for value, _ in parts)
+        if mixed and is_kept(convolution.outputs[0]):
+            split(graph, convolution, parts, seen)
         else:
             merge(graph, convolution, parts, seen)
     RemoveUnusedNodesPass()(network)
@@ -85,17 +83,19 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
-def parts_of(convolution: ir.Node) -> list[Part] | None:
-    """What is concatenated before a 1×1 convolution, each with its weights; None if nothing is, or not known how."""
-    joined = convolution.inputs[0].producer() if convolution.inputs[0] else None
+def parts_of(convolution: ir.Node) -> list[Part]:
+    """What is concatenated before a 1×1 convolution, each with its weights; its input, if nothing is."""
+    source, weights = convolution.inputs[0], matrix(convolution)
+    assert source is not None
+    whole = [(source, weights)]
+    joined = source.producer()
     if joined is None or joined.op_type != "Concat" or joined.attributes.get_int("axis", 0) != 1:
-        return None
+        return whole
     parts: list[Part] = []
-    weights = matrix(convolution)
     for value in joined.inputs:
         channels = value.shape[1] if value is not None and value.shape else None
         if value is None or not isinstance(channels, int):
-            return None
+            return whole
         parts.append((value, weights[:, :channels]))
         weights = weights[:, channels:]
     return parts

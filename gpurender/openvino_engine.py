@@ -24,7 +24,7 @@ from .network import Encoded, Mode
 from .openvino_graph import channels_last, fold, in_bfloat16, lower_large, tile, without_empty_windows
 from .output import complete_or_absent
 
-EASED_VERSION = 1  # part of the cache key: raise it when what `linear.ease` makes changes
+EASED_VERSION = 2  # part of the cache key: raise it when what `linear.ease` makes changes
 
 
 def faster_on_cpu() -> list[str]:
@@ -165,7 +165,8 @@ class OnnxNetwork:
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[-1]
             raise InputError(f"{path} is not an ONNX network that can be read: {reason}") from None
-        tile(self.decoder)
+        for half in filter(None, (self.encoder, self.decoder)):
+            tile(half)
         del model, halves
         return_free_memory()  # now: what is compiled would lie scattered in it, and keep it
 

@@ -130,7 +130,8 @@ def fold(model: openvino.Model) -> None:
 
 
 class Block(NamedTuple):
-    """1×1 convolution, bias, ReLU, 3×3 depthwise convolution, bias, ReLU, 1×1 convolution: an inverted residual."""
+    """1×1 convolution, bias, ReLU, 3×3 depthwise convolution, bias, ReLU, 1×1 convolution, bias: an inverted residual,
+    but for the sum with its input."""
 
     source: openvino.Output
     expand: openvino.Node
@@ -138,51 +139,55 @@ class Block(NamedTuple):
     depthwise: openvino.Node
     depthwise_bias: openvino.Node
     project: openvino.Node
+    project_bias: openvino.Node
 
 
 def tile(model: openvino.Model) -> None:
     """Compute large inverted residuals band by band of rows, so that what lies between their layers stays in the cache.
 
-    The same arithmetic, but for one row at each band's edge that two bands compute. Where the block's input is a
+    The same arithmetic, but for a row or two at each band's edge that two bands compute. Where the block's input is a
     concatenation, its parts are cut into bands instead of being joined as a whole.
     """
-    for block in list(find_blocks(model)):
+    for block in reversed(list(find_blocks(model))):  # the last one first: what it reads is not replaced under it
         parts = [block.source]
         joined = block.source.get_node()
         if joined.get_type_name() == "Concat" and joined.get_attributes()["axis"] == 1:
             parts = joined.input_values()
-        rows = block.source.get_shape()[2]
+        height, rows = block.source.get_shape()[2], block.project.get_output_shape(0)[2]
+        stride = block.depthwise.get_attributes()["strides"]
         bands = []
         for k in range(BANDS):
             first, last = rows * k // BANDS, rows * (k + 1) // BANDS
-            top, bottom = min(first, 1), min(rows - last, 1)  # rows of the neighbours that the 3×3 window reaches
-            window = [opset.constant([n]) for n in (first - top, last + bottom, 1, 2)]
+            above, below = stride[0] * first - 1, stride[0] * (last - 1) + 2  # what the 3×3 windows reach
+            top, bottom = max(above, 0), min(below, height)
+            window = [opset.constant([n]) for n in (top, bottom, 1, 2)]
             slices = [opset.slice(part, *window) for part in parts]
             x = opset.concat(slices, 1) if len(slices) > 1 else slices[0]
             x = opset.convolution(x, block.expand.input_value(1), [1, 1], [0, 0], [0, 0], [1, 1])
             x = opset.relu(opset.add(x, copied(block.expand_bias.input_value(1))))
-            edges = [1 - top, 1], [1 - bottom, 1]
-            x = opset.group_convolution(x, block.depthwise.input_value(1), [1, 1], *edges, [1, 1])
+            edges = [top - above, 1], [below - bottom, 1]
+            x = opset.group_convolution(x, block.depthwise.input_value(1), stride, *edges, [1, 1])
             x = opset.relu(opset.add(x, copied(block.depthwise_bias.input_value(1))))
-            bands.append(opset.convolution(x, block.project.input_value(1), [1, 1], [0, 0], [0, 0], [1, 1]))
+            x = opset.convolution(x, block.project.input_value(1), [1, 1], [0, 0], [0, 0], [1, 1])
+            bands.append(opset.add(x, copied(block.project_bias.input_value(1))))
         whole = opset.concat(bands, 2).output(0)
-        for port in block.project.output(0).get_target_inputs():
+        for port in block.project_bias.output(0).get_target_inputs():
             port.replace_source_output(whole)
     model.validate_nodes_and_infer_types()
 
 
 def find_blocks(model: openvino.Model) -> Iterator[Block]:
-    """Inverted residuals of stride 1 whose inner tensors are larger than `TILED_BYTES`."""
+    """Inverted residuals whose inner tensors are larger than `TILED_BYTES`."""
     for depthwise in model.get_ordered_ops():
-        if depthwise.get_type_name() != "GroupConvolution" or prod(depthwise.get_output_shape(0)) * 4 < TILED_BYTES:
+        if depthwise.get_type_name() != "GroupConvolution" or prod(depthwise.get_input_shape(0)) * 4 < TILED_BYTES:
             continue
         up = follow(depthwise, ("Relu", "Add", "Convolution"), lambda node: node.input_value(0).get_node())
-        down = follow(depthwise, ("Add", "Relu", "Convolution"), only_consumer)
+        down = follow(depthwise, ("Add", "Relu", "Convolution", "Add"), only_consumer)
         if up is None or down is None:
             continue
-        block = Block(up[2].input_value(0), up[2], up[1], depthwise, down[0], down[2])
+        block = Block(up[2].input_value(0), up[2], up[1], depthwise, down[0], down[2], down[3])
         plain = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [0, 0], "pads_end": [0, 0]}
-        padded = plain | {"pads_begin": [1, 1], "pads_end": [1, 1]}
+        padded = {"dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1]}
         if (
             all(only_consumer(node) for node in up)
             and all(matches(node, plain, 1) for node in (block.expand, block.project))

@@ -50,6 +50,9 @@ def test_the_full_width_network_is_the_same_function_with_fewer_multiplications(
     assert plain.encoder is not None
     assert eased.encoder is not None
     assert multiplications(eased.decoder) < 0.8 * multiplications(plain.decoder)
+    # `inc` ends in 32 channels made of 12, of which `down1` makes 64: now it makes them of the 12.
+    assert sum(list(tensor.dims) == [64, 12, 1, 1] for tensor in eased.encoder.graph.initializer) == 1
+    assert not any(list(tensor.dims) == [32, 12, 1, 1] for tensor in eased.encoder.graph.initializer)
     shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim][1:] for v in eased.encoder.graph.output]
     # The bottleneck and the two smallest skips with their convolutions; the larger skips themselves.
     assert shapes == [[2048, 10, 10], [1024, 20, 20], [512, 40, 40], [64, 80, 80], [32, 160, 160]]

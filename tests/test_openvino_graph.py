@@ -3,13 +3,15 @@ from pathlib import Path
 import numpy as np
 import openvino
 import openvino.opset13 as opset
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import gpurender.openvino_graph as module
 from gpurender.openvino_engine import OnnxNetwork
-from gpurender.openvino_graph import lower_large, without_empty_windows
+from gpurender.openvino_graph import lower_large, tile, without_empty_windows
 
 Pair = tuple[int, int]
 
@@ -41,6 +43,56 @@ def test_windows_of_padding_alone_are_not_computed(
     assert list(convolutions(model)[0].get_output_shape(0)) == list(expected.shape), "the model itself was changed"
     drawn = openvino.Core().compile_model(trimmed, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([picture])[0]
     np.testing.assert_allclose(drawn, expected, atol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    bands=st.integers(1, 4),
+    size=st.tuples(st.integers(8, 19), st.integers(2, 6)),
+    stride=st.sampled_from([1, 2]),
+    joined=st.booleans(),
+    twice=st.booleans(),
+)
+def test_bands_of_rows_draw_what_the_whole_block_draws(
+    bands: int, size: Pair, stride: int, joined: bool, twice: bool
+) -> None:
+    random = np.random.default_rng(1)
+
+    def weights(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape, np.float32) / np.float32(np.sqrt(np.prod(shape[1:])))
+
+    def block(x: openvino.Output, step: int) -> openvino.Output:
+        """An inverted residual of four channels, with its sum where the size stays."""
+        y = opset.convolution(x, weights(6, 4, 1, 1), [1, 1], [0, 0], [0, 0], [1, 1])
+        y = opset.relu(opset.add(y, weights(1, 6, 1, 1)))
+        y = opset.group_convolution(y, weights(6, 1, 1, 3, 3), [step, step], [1, 1], [1, 1], [1, 1])
+        y = opset.relu(opset.add(y, weights(1, 6, 1, 1)))
+        y = opset.convolution(y, weights(4, 6, 1, 1), [1, 1], [0, 0], [0, 0], [1, 1])
+        y = opset.add(y, weights(1, 4, 1, 1))
+        return (opset.add(x, y) if step == 1 else y).output(0)
+
+    sources = [opset.parameter([1, 2, *size], np.float32) for _ in range(2)]
+    pictures = [random.standard_normal((1, 2, *size), np.float32) for _ in sources]
+    x = opset.concat(sources, 1).output(0)
+    if not joined:
+        x = opset.abs(x).output(0)
+    drawn = block(x, stride)
+    if twice:
+        drawn = block(drawn, 1)
+    model = openvino.Model([drawn], sources)  # pyright: ignore  # its own annotations contradict each other
+
+    def run() -> np.ndarray:
+        compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return compiled(pictures)[0].copy()
+
+    expected = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TILED_BYTES", 0)
+        patch.setattr(module, "BANDS", bands)
+        tile(model)
+    blocks = 1 + twice
+    assert len(convolutions(model)) == 3 * blocks * bands
+    np.testing.assert_allclose(run(), expected, atol=1e-5)
 
 
 def test_what_is_bfloat16_in_mixed_precision(seeded_onnx: Path) -> None:
