@@ -19,7 +19,8 @@ from .export import cached_onnx
 from .half import cached_half
 from .halves import Halves, read_halves
 from .network import Encoded, Mode, load_audio_encoder, load_unet
-from .openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu, load_onnx_encoder, return_free_memory
+from .openvino_engine import OpenVinoEngine, faster_on_cpu, load_onnx_encoder
+from .openvino_network import cached_network, return_free_memory
 from .tensorrt_build import PlanError, PlanMemoryError, TensorRt, check_capability, find_tensorrt
 from .tensorrt_engine import BATCH, TensorRtEngine
 from .tensorrt_plan import PlanLoader
@@ -195,7 +196,7 @@ def predict_probe(engine: Engine, probe: Probe) -> Tensor:
 def openvino_choice(path: Path, mode: Mode | None, device: torch.device, notify: Callable[[str], None]) -> Choice:
     if device.type != "cpu":
         raise DeviceError(f"the openvino engine runs on CPUs, not on {device}; use --device cpu or --engine torch.")
-    network = OnnxNetwork(path if path.suffix == ".onnx" else cached_onnx(path, mode, notify), mode)
+    network = cached_network(path if path.suffix == ".onnx" else cached_onnx(path, mode, notify), mode)
     exact = functools.cache(lambda: OpenVinoEngine(network, "fp32"))
     faster = faster_on_cpu()
     build = lambda precision: exact() if precision == "fp32" else OpenVinoEngine(network, precision)  # noqa: E731
@@ -231,7 +232,7 @@ def tensorrt_choice(
 
     def exact() -> Engine:
         notify("drawing a few frames in fp32 on the CPU, to hold half precision against")
-        return OpenVinoEngine(OnnxNetwork(onnx, mode), "fp32")
+        return OpenVinoEngine(cached_network(onnx, mode), "fp32")
 
     if halves.half:
         where = f"for {path}, which is in half precision: give the float32 export or the checkpoint"

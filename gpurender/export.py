@@ -1,9 +1,7 @@
 """A checkpoint -> ONNX with a dynamic batch, checked against the torch module before it is written."""
 
 import copy
-import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError, OutputError
+from .cache import cache_directory, hash_of
+from .errors import InputError
 from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .output import complete_or_absent
 
@@ -89,27 +88,13 @@ def cached_onnx(
     checkpoint: str | Path, mode: Mode | None = None, notify: Callable[[str], None] = lambda text: None
 ) -> Path:
     """The checkpoint's float32 ONNX export in the user's cache, made there if need be (about ten seconds)."""
-    network_hash = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:32]
+    network_hash = hash_of(Path(checkpoint))[:32]
     name = f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}-torch{torch.__version__.split('+')[0]}.onnx"
     path = cache_directory() / name
     if not path.exists():
         load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
         notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent} (about 15 s)")
         export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
-    return path
-
-
-def cache_directory() -> Path:
-    """`$GPURENDER_CACHE`, or `gpurender` in `$XDG_CACHE_HOME` or `~/.cache`: private to the user."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = Path(os.environ.get("GPURENDER_CACHE") or home / "gpurender")
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        foreign = hasattr(os, "getuid") and (path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022)
-    except OSError as error:
-        raise OutputError(f"cache directory {path} cannot be made ({error.strerror}); set GPURENDER_CACHE.") from None
-    if foreign:  # somebody else could put a network there for us to run
-        raise OutputError(f"cache directory {path} is not yours alone to write; set GPURENDER_CACHE to another.")
     return path
 
 

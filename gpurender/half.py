@@ -1,6 +1,5 @@
 """A float32 ONNX network -> half precision, for runtimes that take the precision from the file (TensorRT)."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from .cache import cache_directory, hash_of
 from .errors import InputError
-from .export import cache_directory
 from .output import complete_or_absent
 
 HALF_VERSION = 1  # part of the cache key: raise it when what is made here changes
@@ -24,7 +23,7 @@ def cached_half(path: Path, notify: Callable[[str], None] = lambda text: None) -
     Raises:
         InputError: ONNX Runtime cannot load the network.
     """
-    content = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+    content = hash_of(path)[:32]
     half = cache_directory() / f"{content}-fp16-v{HALF_VERSION}.onnx"
     if not half.exists():
         notify(f"converting {path.name} to half precision, once")

@@ -1,30 +1,20 @@
 """OpenVINO: runs ONNX networks on CPUs, in two halves."""
 
-import ctypes
-import hashlib
 import itertools
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import openvino
 import torch
-from onnx import ModelProto
-from openvino import preprocess
 from torch import Tensor
 
 from .audio import AudioEncoderLike
-from .errors import InputError, OutputError
-from .export import cache_directory
-from .halves import cut, read_network
+from .errors import InputError
 from .network import Encoded, Mode
-from .openvino_graph import channels_last, fold, in_bfloat16, lower_large, tile, without_empty_windows
-from .output import complete_or_absent
-
-EASED_VERSION = 2  # part of the cache key: raise it when what `linear.ease` makes changes
+from .openvino_graph import in_bfloat16, lower_large, without_empty_windows
+from .openvino_network import OnnxNetwork
 
 
 def faster_on_cpu() -> list[str]:
@@ -42,7 +32,7 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, network: "OnnxNetwork", precision: str) -> None:
+    def __init__(self, network: OnnxNetwork, precision: str) -> None:
         self.precision = precision
         self.measured_psnr_db: dict[str, float] = {}
         self.notes: list[str] = []
@@ -141,73 +131,6 @@ def shared(tensor: Tensor) -> openvino.Tensor:
     if tensor.dtype == torch.bfloat16:  # which numpy lacks
         return openvino.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), openvino.Type.bf16)
     return openvino.Tensor(tensor.numpy(), shared_memory=True)
-
-
-class OnnxNetwork:
-    """A network's halves for OpenVINO: float32 outside and a batch of one whatever they had, and eased for a processor.
-
-    Attributes:
-        mode, encoder, decoder, again: see `Halves`.
-    """
-
-    def __init__(self, path: Path, mode: Mode | None) -> None:
-        model, found = read_network(path, mode)
-        halves = cut(eased(model), found)
-        self.mode: Mode = halves.mode
-        self.again = halves.again
-        try:
-            self.encoder = one_frame(halves.encoder) if halves.encoder else None
-            self.decoder = one_frame(halves.decoder)
-            if self.encoder:
-                kept = range(len(self.encoder.outputs))
-                self.encoder = channels_last(self.encoder, [], kept)
-                self.decoder = channels_last(self.decoder, [k + self.again for k in kept], [])
-        except RuntimeError as error:
-            reason = str(error).strip().split("\n")[-1]
-            raise InputError(f"{path} is not an ONNX network that can be read: {reason}") from None
-        for half in filter(None, (self.encoder, self.decoder)):
-            tile(half)
-        del model, halves
-        return_free_memory()  # now: what is compiled would lie scattered in it, and keep it
-
-
-def eased(model: ModelProto) -> ModelProto:
-    """`linear.ease`, kept in the user's cache: the libraries that rewrite networks take half a second and 100 MB."""
-    content = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()[:32]
-    try:
-        file = cache_directory() / f"{content}-eased-v{EASED_VERSION}.onnx"
-    except OutputError:
-        file = None
-    if file is not None and file.exists():
-        return ModelProto.FromString(file.read_bytes())
-    from .linear import ease
-
-    model = ease(model)
-    if file is not None:
-        with suppress(OutputError), complete_or_absent(file, overwrite=True) as name:  # it can be made anew
-            Path(name).write_bytes(model.SerializeToString())
-    return model
-
-
-def one_frame(half: ModelProto) -> openvino.Model:
-    """The half with a batch of one and float32 inputs and outputs, all shapes known."""
-    model = openvino.Core().read_model(half.SerializeToString())
-    model.reshape({i: [1, *list(port.partial_shape)[1:]] for i, port in enumerate(model.inputs)})
-    types = preprocess.PrePostProcessor(model)
-    for i in range(len(model.inputs)):
-        types.input(i).tensor().set_element_type(openvino.Type.f32)
-    for i in range(len(model.outputs)):
-        types.output(i).tensor().set_element_type(openvino.Type.f32)
-    model = types.build()
-    fold(model)  # shapes are fixed now: what computes them goes away
-    return model
-
-
-def return_free_memory() -> None:
-    """Give back to the system what was freed: glibc keeps it, 100 to 300 MB after a network was read or compiled."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 # --- the audio encoder -----------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from .cache import cache_directory
 from .errors import OutputError
-from .export import cache_directory
 from .output import complete_or_absent
 
 try:

@@ -6,7 +6,6 @@ What is written, and how another program reads it: `gpurender.reference_set`.
 import json
 import os
 from collections.abc import Callable, Iterable
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .audio import FEATURE_FILES, Features, load_features
+from .cache import hash_of
 from .crop import INNER, crop_faces, face_input
 from .engine import Engine, EngineName, load_audio_engine, load_engine, predict, resolve_device
 from .errors import InputError
@@ -155,8 +155,3 @@ def write_sample(
 
 def named(file: Path) -> dict[str, str]:
     return {"name": file.name, "sha256": hash_of(file)}
-
-
-def hash_of(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()

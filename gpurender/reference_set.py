@@ -43,7 +43,6 @@ import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,6 +51,7 @@ from zipfile import BadZipFile
 import numpy as np
 from torch import Tensor
 
+from .cache import hash_of
 from .errors import InputError
 from .pictures import picture_size, read_picture
 from .rectangles import Rect
@@ -140,7 +140,7 @@ class ReferenceSet:
     def _checked(self, name: str, expected: str | None) -> Path:
         file = self.path / name
         try:
-            found = sha256(file.read_bytes()).hexdigest() if expected is not None else None
+            found = hash_of(file) if expected is not None else None
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror}).") from None
         if found != expected:

@@ -21,7 +21,8 @@ from gpurender import (
 from gpurender.engine import EngineName, Precision, least_psnr, resolve_device
 from gpurender.export import example_input
 from gpurender.network import WINDOW_SHAPES
-from gpurender.openvino_engine import OnnxNetwork, OpenVinoEngine, faster_on_cpu
+from gpurender.openvino_engine import OpenVinoEngine, faster_on_cpu
+from gpurender.openvino_network import make_ready
 
 
 def torch_picture(path: Path, batch: int) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -53,12 +54,12 @@ def test_halves_and_tiles_change_nothing(seeded_onnx: Path, monkeypatch: pytest.
     import gpurender.openvino_graph
 
     inputs = example_input(2, "ave")
-    network = OnnxNetwork(seeded_onnx, None)
+    network = make_ready(seeded_onnx, None)
     assert network.encoder is not None
     tiled = predict(OpenVinoEngine(network, "fp32"), *inputs)
     monkeypatch.setattr(gpurender.openvino_graph, "TILED_BYTES", 1e12)
     monkeypatch.setattr(gpurender.halves, "KEPT_BYTES", 0)
-    whole = OnnxNetwork(seeded_onnx, None)
+    whole = make_ready(seeded_onnx, None)
     assert whole.encoder is None
     bands = [sum(op.get_type_name() == "Slice" for op in each.decoder.get_ops()) for each in (network, whole)]
     assert bands[0] > bands[1] == 0, "nothing was tiled"

@@ -10,7 +10,8 @@ import torch
 from conftest import TINY
 
 from gpurender import InputError, OutputError, UNet, export_onnx, load_audio_engine
-from gpurender.export import cache_directory, cached_onnx, example_input
+from gpurender.cache import cache_directory
+from gpurender.export import cached_onnx, example_input
 from gpurender.seeds import seeded_weights
 
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gpurender.openvino_graph as module
-from gpurender.openvino_engine import OnnxNetwork
 from gpurender.openvino_graph import lower_large, tile, without_empty_windows
+from gpurender.openvino_network import make_ready
 
 Pair = tuple[int, int]
 
@@ -96,7 +96,7 @@ def test_bands_of_rows_draw_what_the_whole_block_draws(
 
 
 def test_what_is_bfloat16_in_mixed_precision(seeded_onnx: Path) -> None:
-    decoder = OnnxNetwork(seeded_onnx, None).decoder
+    decoder = make_ready(seeded_onnx, None).decoder
     types = [op.get_output_element_type(0).to_string() for op in decoder.get_ordered_ops()]
     mixed = lower_large(decoder)
     assert [op.get_output_element_type(0).to_string() for op in decoder.get_ordered_ops()] == types

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpurender.export import cache_directory
+from gpurender.cache import cache_directory
 from gpurender.plans import cached_plan, keep, kept_file, read_kept
 
 

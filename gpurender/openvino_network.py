@@ -1,0 +1,136 @@
+"""An ONNX network made ready for OpenVINO on a processor, once: its halves are kept in the user's cache."""
+
+import ctypes
+import mmap
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import openvino
+from onnx import ModelProto
+from openvino import preprocess
+
+from .cache import cache_directory, hash_of
+from .errors import InputError, OutputError
+from .halves import cut, read_network
+from .network import WINDOW_SHAPES, Mode
+from .openvino_graph import channels_last, fold, tile
+from .output import complete_or_absent_directory
+
+KEPT_VERSION = 1  # part of the cache key: raise it when what is made here, or in what it calls, changes
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """A network's halves for OpenVINO: float32 outside and a batch of one whatever they had, and eased for a processor.
+
+    Attributes:
+        mode, encoder, decoder, again: see `Halves`.
+    """
+
+    mode: Mode
+    encoder: openvino.Model | None
+    decoder: openvino.Model
+    again: bool
+
+
+def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
+    """The network as `make_ready` makes it: from the user's cache if it is there, else it is put there.
+
+    Making it takes half a second and 200 MB, most of it in libraries that rewrite networks.
+
+    Raises:
+        InputError: see `read_network`.
+    """
+    directory = kept_directory(path, mode)
+    if directory is not None:
+        with suppress(RuntimeError):  # it is not there, or damaged
+            return read_kept(directory)
+    network = make_ready(path, mode)
+    if directory is not None:
+        with suppress(OutputError, RuntimeError):  # it can be made anew
+            keep(network, directory)
+    return network
+
+
+def kept_directory(path: Path, mode: Mode | None) -> Path | None:
+    """Where the halves of a file are kept; None if nowhere."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"location") >= 0:  # as ONNX calls the files in which weights lie: those may change
+                return None
+        return cache_directory() / f"{hash_of(path)[:32]}-{mode or 'any'}-v{KEPT_VERSION}-openvino{version()}"
+    except (OSError, OutputError, ValueError):  # a file that cannot be read, no cache, an empty file
+        return None
+
+
+def version() -> str:
+    return openvino.__version__.split("-")[0]
+
+
+def read_kept(directory: Path) -> OnnxNetwork:
+    """Raises RuntimeError where there is no whole network."""
+    core = openvino.Core()
+    decoder = core.read_model(directory / "decoder.xml")
+    encoder = core.read_model(directory / "encoder.xml") if (directory / "encoder.xml").exists() else None
+    window = tuple(decoder.inputs[-1].shape)[1:]
+    modes: list[Mode] = [mode for mode, shape in WINDOW_SHAPES.items() if shape == window]
+    kept = len(encoder.outputs) if encoder else 0
+    return OnnxNetwork(modes[0], encoder, decoder, again=len(decoder.inputs) > kept + 1)
+
+
+def keep(network: OnnxNetwork, directory: Path) -> None:
+    with complete_or_absent_directory(directory, overwrite=True, mark="decoder.xml") as hidden:
+        for name, half in (("encoder", network.encoder), ("decoder", network.decoder)):
+            if half is not None:
+                openvino.serialize(half, hidden / f"{name}.xml")
+
+
+def make_ready(path: Path, mode: Mode | None) -> OnnxNetwork:
+    """Read an ONNX network, ease it, cut it, and tile its halves.
+
+    Raises:
+        InputError: see `read_network`.
+    """
+    from .linear import ease  # its libraries take a while to load
+
+    model, found = read_network(path, mode)
+    halves = cut(ease(model), found)
+    try:
+        encoder = one_frame(halves.encoder) if halves.encoder else None
+        decoder = one_frame(halves.decoder)
+        if encoder:
+            kept = range(len(encoder.outputs))
+            encoder = channels_last(encoder, [], kept)
+            decoder = channels_last(decoder, [k + halves.again for k in kept], [])
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[-1]
+        raise InputError(f"{path} is not an ONNX network that can be read: {reason}") from None
+    for half in filter(None, (encoder, decoder)):
+        tile(half)
+    network = OnnxNetwork(halves.mode, encoder, decoder, halves.again)
+    del model, halves
+    return_free_memory()  # now: what is compiled would lie scattered in it, and keep it
+    return network
+
+
+def one_frame(half: ModelProto) -> openvino.Model:
+    """The half with a batch of one and float32 inputs and outputs, all shapes known."""
+    model = openvino.Core().read_model(half.SerializeToString())
+    model.reshape({i: [1, *list(port.partial_shape)[1:]] for i, port in enumerate(model.inputs)})
+    types = preprocess.PrePostProcessor(model)
+    for i in range(len(model.inputs)):
+        types.input(i).tensor().set_element_type(openvino.Type.f32)
+    for i in range(len(model.outputs)):
+        types.output(i).tensor().set_element_type(openvino.Type.f32)
+    model = types.build()
+    fold(model)  # shapes are fixed now: what computes them goes away
+    return model
+
+
+def return_free_memory() -> None:
+    """Give back to the system what was freed: glibc keeps it, 100 to 300 MB after a network was read or compiled."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

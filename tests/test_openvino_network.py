@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+import gpurender.openvino_network as module
+from gpurender import InputError, predict
+from gpurender.cache import cache_directory
+from gpurender.export import example_input
+from gpurender.openvino_engine import OpenVinoEngine
+from gpurender.openvino_network import cached_network, make_ready
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+
+
+def drawn(network: module.OnnxNetwork) -> torch.Tensor:
+    return predict(OpenVinoEngine(network, "fp32"), *example_input(2, "ave"))
+
+
+def kept() -> list[Path]:
+    return sorted(cache_directory().iterdir())
+
+
+def refuse(*given: object) -> None:
+    raise AssertionError("it was made anew")
+
+
+def test_the_second_time_it_comes_from_the_cache(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = drawn(make_ready(tiny_onnx, None))
+    assert kept() == []
+    assert torch.equal(drawn(cached_network(tiny_onnx, None)), expected)
+    assert len(kept()) == 1
+    monkeypatch.setattr(module, "make_ready", refuse)
+    again = cached_network(tiny_onnx, None)
+    assert again.mode == "ave"
+    assert torch.equal(drawn(again), expected)
+
+
+@pytest.mark.parametrize("name", ["decoder.bin", "encoder.bin", "encoder.xml", "decoder.xml"])
+def test_what_is_cut_off_is_made_anew(tiny_onnx: Path, name: str) -> None:
+    cached_network(tiny_onnx, None)
+    (directory,) = kept()
+    file = directory / name
+    whole = file.stat().st_size
+    file.write_bytes(file.read_bytes()[: whole // 2])
+    network = cached_network(tiny_onnx, None)
+    assert torch.equal(drawn(network), drawn(make_ready(tiny_onnx, None)))
+    assert file.stat().st_size == whole
+    assert kept() == [directory]
+
+
+def test_a_network_of_another_kind_is_refused_each_time(tiny_onnx: Path) -> None:
+    cached_network(tiny_onnx, None)
+    for _ in range(2):
+        with pytest.raises(InputError, match="hubert"):
+            cached_network(tiny_onnx, "hubert")
+
+
+def test_a_network_whose_weights_lie_elsewhere_is_not_kept(tiny_onnx: Path, tmp_path: Path) -> None:
+    file = tmp_path / "network.onnx"
+    onnx.save(onnx.load(tiny_onnx), file, save_as_external_data=True, location="weights.data", size_threshold=1024)
+    before = drawn(cached_network(file, None))
+    weights = tmp_path / "weights.data"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert not torch.equal(drawn(cached_network(file, None)), before)
+    assert kept() == []
+
+
+def test_without_a_cache_it_works(tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "file"))
+    assert drawn(cached_network(tiny_onnx, None)).shape == (2, 3, 320, 320)
+
+
+@pytest.mark.parametrize("content", [b"", b"no network"])
+def test_files_that_are_no_networks(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "network.onnx"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="not an ONNX network"):
+        cached_network(file, None)
