@@ -58,7 +58,7 @@ def measure(
     device: str,
     networks: str,
     precisions: list[Precision],
-    seconds: float,
+    seconds: list[float],
     pairs: int,
     checked: int,
     memory_gib: float | None,
@@ -71,8 +71,8 @@ def measure(
         device: of both.
         networks: see `NETWORKS`.
         precisions: of gpurender, each in every pair; the loop is float32.
-        seconds: of sound.
-        pairs: how often each renders.
+        seconds: of sound, one or more lengths.
+        pairs: how often each renders each length.
         checked: frames that are compared before anything is timed.
         memory_gib: gpurender's memory budget; None is its default.
         notes: is told what was unusual.
@@ -80,9 +80,11 @@ def measure(
     tell("making the template and the networks")
     template = avatar_pictures(folder / "avatar", TEMPLATE_FRAMES)
     unet, encoder = NETWORKS[networks](folder)
-    sound = sound_of(find_sound("hello"), seconds, folder / "hello.wav")
+    sounds = [sound_of(find_sound("hello"), length, folder / f"hello{length:g}.wav") for length in seconds]
     tell("comparing frames")
-    faces = {precision: alike(template, sound, unet, encoder, precision, checked, device) for precision in precisions}
+    faces = {
+        precision: alike(template, sounds[0], unet, encoder, precision, checked, device) for precision in precisions
+    }
 
     loop_file, our_file = folder / "loop.mp4", folder / "gpurender.mp4"
 
@@ -97,61 +99,66 @@ def measure(
             overwrite=True,
         )
 
+    def take_turns(sound: Path) -> list[Measured]:
+        loop: list[float] = []
+        runs: dict[Precision, list[float]] = {precision: [] for precision in precisions}
+        summaries: dict[Precision, Summary] = {}
+        files: dict[Precision, float] = {}
+        shares: dict[str, list[float]] = {name: [] for name in ("reference loop", *precisions)}
+        count = 0
+        for pair in range(1, pairs + 1):
+            began, others = time.perf_counter(), OtherWork()
+            count = make_video(template, sound, unet, encoder, loop_file, device)
+            loop.append(time.perf_counter() - began)
+            shares["reference loop"].append(others.percent() or 0.0)
+            tell(f"{count} frames, pair {pair} of {pairs}: the loop took {loop[-1]:.1f} s")
+            for precision in precisions:
+                began, others = time.perf_counter(), OtherWork()
+                summaries[precision] = ours(sound, precision)
+                runs[precision].append(time.perf_counter() - began)
+                shares[precision].append(others.percent() or 0.0)
+                tell(
+                    f"{count} frames, pair {pair} of {pairs}: gpurender, {precision}, took {runs[precision][-1]:.1f} s"
+                )
+                if pair == 1:
+                    files[precision] = files_alike(loop_file, our_file, count)
+        notes.extend(note for summary in summaries.values() for note in summary.notes if note not in notes)
+
+        common = {"width": 1280, "height": 720, "frames": count, "networks": networks, "device": device}
+        looped = {**common, "precision": "fp32"}
+        results = [
+            Measured("reference loop", looped, "s", loop),
+            Measured("reference loop", looped, "frames a second", [count / s for s in loop]),
+            Measured(OTHERS, looped, "%", shares["reference loop"]),
+        ]
+        for precision in precisions:
+            summary = summaries[precision]
+            used = {
+                **common,
+                "asked": precision,
+                "precision": summary.precision,
+                "engine": summary.engine,
+                "encoder": summary.encoder,
+                "batch": summary.batch,
+                "memory_GiB": memory_gib,
+            }
+            ratios = [a / b for a, b in zip(loop, runs[precision], strict=True)]
+            results += [
+                Measured("gpurender", used, "s", runs[precision]),
+                Measured("gpurender", used, "frames a second", [count / s for s in runs[precision]]),
+                Measured(OTHERS, used, "%", shares[precision]),
+                Measured("gpurender against the loop", used, "times as fast", ratios),
+                Measured("faces before encoding, against the loop's", used, "dB", faces[precision]),
+                Measured("decoded files, against the loop's", used, "dB", [files[precision]]),
+            ]
+        return results
+
     tell("warming up")
     short = sound_of(find_sound("hello"), 1.0, folder / "short.wav")
     make_video(template, short, unet, encoder, loop_file, device)
     for precision in precisions:
         ours(short, precision)
-
-    loop: list[float] = []
-    runs: dict[Precision, list[float]] = {precision: [] for precision in precisions}
-    summaries: dict[Precision, Summary] = {}
-    files: dict[Precision, float] = {}
-    shares: dict[str, list[float]] = {name: [] for name in ("reference loop", *precisions)}
-    count = 0
-    for pair in range(1, pairs + 1):
-        began, others = time.perf_counter(), OtherWork()
-        count = make_video(template, sound, unet, encoder, loop_file, device)
-        loop.append(time.perf_counter() - began)
-        shares["reference loop"].append(others.percent() or 0.0)
-        tell(f"pair {pair} of {pairs}: the loop took {loop[-1]:.1f} s")
-        for precision in precisions:
-            began, others = time.perf_counter(), OtherWork()
-            summaries[precision] = ours(sound, precision)
-            runs[precision].append(time.perf_counter() - began)
-            shares[precision].append(others.percent() or 0.0)
-            tell(f"pair {pair} of {pairs}: gpurender, {precision}, took {runs[precision][-1]:.1f} s")
-            if pair == 1:
-                files[precision] = files_alike(loop_file, our_file, count)
-
-    common = {"width": 1280, "height": 720, "frames": count, "networks": networks, "device": device}
-    looped = {**common, "precision": "fp32"}
-    results = [
-        Measured("reference loop", looped, "s", loop),
-        Measured("reference loop", looped, "frames a second", [count / s for s in loop]),
-        Measured(OTHERS, looped, "%", shares["reference loop"]),
-    ]
-    for precision in precisions:
-        summary = summaries[precision]
-        used = {
-            **common,
-            "asked": precision,
-            "precision": summary.precision,
-            "engine": summary.engine,
-            "encoder": summary.encoder,
-            "batch": summary.batch,
-            "memory_GiB": memory_gib,
-        }
-        ratios = [a / b for a, b in zip(loop, runs[precision], strict=True)]
-        results += [
-            Measured("gpurender", used, "s", runs[precision]),
-            Measured("gpurender", used, "frames a second", [count / s for s in runs[precision]]),
-            Measured(OTHERS, used, "%", shares[precision]),
-            Measured("gpurender against the loop", used, "times as fast", ratios),
-            Measured("faces before encoding, against the loop's", used, "dB", faces[precision]),
-            Measured("decoded files, against the loop's", used, "dB", [files[precision]]),
-        ]
-    notes += dict.fromkeys(note for summary in summaries.values() for note in summary.notes)
+    results = [result for sound in sounds for result in take_turns(sound)]
     notes += [
         f"{precision}: faces are {min(faces[precision]):.1f} dB from the loop's, so its ratio is of unlike work"
         for precision in precisions
@@ -246,7 +253,9 @@ def main() -> None:
     parser.add_argument(
         "--precision", action="append", choices=types, help="repeatable [fp32, auto, and the fastest type]"
     )
-    parser.add_argument("--seconds", type=float, default=10.2, help="of sound [10.2, which is 254 frames]")
+    parser.add_argument(
+        "--seconds", type=float, action="append", help="of sound; repeatable [10.2, which is 254 frames]"
+    )
     parser.add_argument("--pairs", type=int, default=3, help="how often each renders [3]")
     parser.add_argument("--checked", type=int, default=16, help="frames that are compared first [16]")
     parser.add_argument("--memory", type=float, metavar="GIB", help="gpurender's memory budget [its default]")
@@ -259,7 +268,7 @@ def main() -> None:
             device,
             networks=given.networks,
             precisions=given.precision or default_precisions(device),
-            seconds=given.seconds,
+            seconds=given.seconds or [10.2],
             pairs=given.pairs,
             checked=given.checked,
             memory_gib=given.memory,

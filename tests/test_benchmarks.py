@@ -104,7 +104,7 @@ def test_the_baseline_in_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         *(tmp_path, "cpu"),
         networks="avatar",
         precisions=["fp32"],
-        seconds=0.6,
+        seconds=[0.6],
         pairs=2,
         checked=2,
         memory_gib=0.25,
