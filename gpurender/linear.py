@@ -17,7 +17,7 @@ Part = tuple[ir.Value, np.ndarray]
 
 
 def ease(model: ModelProto) -> ModelProto:
-    """Rewrite 1×1 convolutions that follow a concatenation, as each `up` block of the U-Net begins, or another one.
+    """Rewrite 1×1 convolutions that follow a concatenation, as each `up` block of the U-Net begins, or each other.
 
     Convolution, upsampling and concatenation are linear, so with `up` for the upsampling and `,` for the concatenation
 
@@ -25,8 +25,9 @@ def ease(model: ModelProto) -> ModelProto:
 
     The first term is computed before the upsampling, at a quarter of the pixels. The second one, with the bias, depends
     on the face alone: it ends up in the first half of `cut`. That is done where the result is small enough to be kept
-    between the halves (`KEPT_BYTES`). Elsewhere, what is seen, is not kept and is itself a 1×1 convolution of fewer
-    channels (as `inc` ends) is not computed: the two convolutions in a row become one.
+    between the halves (`KEPT_BYTES`). Elsewhere, two 1×1 convolutions in a row become one, if what is between them has
+    more channels than what goes in, depends on the face alone, and would not be kept: `inc` ends with such a one, and
+    `down1` and the skip of `up5` begin with another.
 
     Rounding differs, the function does not. Networks without such places, those with branches and those in half
     precision stay as they are.
