@@ -38,7 +38,7 @@ class OnnxNetwork:
 def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
     """The network as `make_ready` makes it: from the user's cache if it is there, else it is put there.
 
-    Making it takes half a second and 200 MB, most of it in libraries that rewrite networks.
+    Making it takes most of a second, much of it to load libraries that rewrite networks.
 
     Raises:
         InputError: see `read_network`.
