@@ -30,8 +30,8 @@ BETWEEN: dict[Siting, tuple[bool, bool]] = {
 }
 """Whether chroma samples lie between pixels, across and down, or on even ones."""
 
-AT_ONCE = 4
-"""Frames that are made NV12 together; while they are, they take a few times their memory."""
+AT_ONCE = {"cpu": 100_000, "cuda": 4_000_000}
+"""Pixels that are made NV12 together. Each takes some 30 bytes meanwhile: on a CPU, few enough for its cache."""
 
 
 def rgb_to_nv12(
@@ -164,16 +164,22 @@ def frames_for(surfaces: Tensor) -> Tensor:
 
 def fill_surfaces(surfaces: Tensor, frames: Tensor, equations: Equations) -> None:
     height, width = surfaces.shape[1] * 2 // 3, surfaces.shape[2]
-    for some, of_some in zip(frames.split(AT_ONCE), surfaces.split(AT_ONCE), strict=True):
-        pixels = some.float()
-        if pixels.shape[2:] != (height, width):
-            pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]), mode="replicate")
-        fill_nv12(*planes(of_some), pixels, *equations)
+    at_once = AT_ONCE.get(frames.device.type, AT_ONCE["cuda"])
+    count = max(at_once // (height * width), 1)
+    rows = max(at_once // width // 2 * 2, 2)
+    for some, of_some in zip(frames.split(count), surfaces.split(count), strict=True):
+        if some.shape[2:] != (height, width):
+            beyond = (0, width - some.shape[3], 0, height - some.shape[2])
+            some = F.pad(some.float(), beyond, mode="replicate")  # which 8 bits lack
+        luma, chroma = planes(of_some)
+        for band in zip(luma.split(rows, 1), chroma.split(rows // 2, 1), some.split(rows, 2), strict=True):
+            fill_nv12(*band, *equations)
 
 
 def fill_nv12(
     luma: Tensor, chroma: Tensor, pixels: Tensor, kr: float, kb: float, low: int, luma_span: int, chroma_span: int
 ) -> None:
+    pixels = pixels.float()
     luma.copy_(to_8_bits(weigh(pixels, kr, kb).mul_(luma_span / 255).add_(low)))
     rows = pixels[:, :, ::2] + pixels[:, :, 1::2]
     means = (rows[..., ::2] + rows[..., 1::2]).div_(4)  # exact; five times as fast as avg_pool2d

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpurender import nv12_to_rgb, rgb_to_nv12
-from gpurender.color import WEIGHTS, Matrix, planes
+from gpurender.color import AT_ONCE, WEIGHTS, Matrix, planes
 
 MATRICES: list[Matrix] = ["bt601", "bt709", "bt2020"]
 
@@ -33,10 +33,14 @@ def ycbcr(rgb: np.ndarray, matrix: Matrix, full_range: bool) -> np.ndarray:
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("full_range", [False, True])
 @settings(max_examples=15, deadline=None)
-@given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
-def test_nv12_is_the_equations(matrix: Matrix, full_range: bool, height: int, width: int, seed: int) -> None:
+@given(height=st.integers(1, 9), width=st.integers(1, 9), at_once=st.integers(1, 200), seed=st.integers(0, 99))
+def test_nv12_is_the_equations(
+    matrix: Matrix, full_range: bool, height: int, width: int, at_once: int, seed: int
+) -> None:
     frames = noise(height, width, seed=seed)
-    luma, chroma = planes(rgb_to_nv12(frames, matrix=matrix, full_range=full_range))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(AT_ONCE, "cpu", at_once)  # bands of rows, or several frames
+        luma, chroma = planes(rgb_to_nv12(frames, matrix=matrix, full_range=full_range))
     pixels = np.pad(frames.numpy(), ((0, 0), (0, 0), (0, height % 2), (0, width % 2)), "edge").astype(float)
     pixels = np.moveaxis(pixels, 1, -1)
     means = (pixels[:, ::2, ::2] + pixels[:, 1::2, ::2] + pixels[:, ::2, 1::2] + pixels[:, 1::2, 1::2]) / 4
