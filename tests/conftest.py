@@ -26,6 +26,7 @@ from PIL import Image
 from gpurender import AudioEncoder, UNet, export_onnx
 from gpurender.network import Mode
 from gpurender.seeds import seeded_weights
+from gpurender.tensorrt_build import TensorRt
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """The reference's sample and golden numbers; a real person's, so they are not part of the project."""
@@ -123,6 +124,13 @@ def seeded_onnx(seeded_unet: Path) -> Path:
     out = seeded_unet.with_suffix(".onnx")
     export_onnx(seeded_unet, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def rtx() -> TensorRt:
+    """The real TensorRT-RTX, which builds plans without a GPU."""
+    api = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installable here: NO PLAN IS BUILT")
+    return TensorRt(api, api.__version__)
 
 
 def _save(network: torch.nn.Module, path: Path) -> Path:
