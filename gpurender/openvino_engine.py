@@ -1,9 +1,7 @@
 """OpenVINO: runs ONNX networks on CPUs, in two halves."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import openvino
@@ -13,8 +11,10 @@ from torch import Tensor
 from .audio import AudioEncoderLike
 from .errors import InputError
 from .network import Encoded, Mode
-from .openvino_graph import in_bfloat16, lower_large, without_empty_windows
+from .openvino_graph import in_bfloat16, lower_large, tile, without_empty_windows
 from .openvino_network import OnnxNetwork
+from .openvino_requests import Requests
+from .up_decoder import UpDecoder, up_decoder
 
 
 def faster_on_cpu() -> list[str]:
@@ -39,18 +39,27 @@ class OpenVinoEngine:
         self.mode: Mode = network.mode
         self.device = torch.device("cpu")
         self._again = network.again
-        encoder, decoder = network.encoder, network.decoder
-        if precision == "mixed":
-            decoder = lower_large(decoder)
-        self._kept = torch.bfloat16 if precision == "bf16" else torch.float32
-        if precision == "bf16" and encoder:  # what is kept between the halves would be rounded to it anyhow
-            levels = range(len(encoder.outputs))
-            encoder = in_bfloat16(encoder, [0], levels)
-            decoder = in_bfloat16(without_empty_windows(decoder), range(len(levels) + self._again), [])
+        encoder = network.encoder
+        # What is kept between the halves would be rounded to it anyhow.
+        self._kept = torch.bfloat16 if precision == "bf16" and encoder else torch.float32
+        self._decoder = self._load_decoder(network.decoder)
+        if encoder and precision == "bf16":
+            encoder = in_bfloat16(encoder, [0], range(len(encoder.outputs)))
         # The encoder works now and then, with all cores on one frame: that takes less memory.
         self._encoder = Requests(encoder, precision, "LATENCY") if encoder else None
-        self._decoder = Requests(decoder, precision, "THROUGHPUT")
         self.batch = 2 * self._decoder.at_once  # while it sees a new frame, with all cores, that many are heard
+
+    def _load_decoder(self, decoder: openvino.Model) -> Requests | UpDecoder:
+        if self.precision == "bf16":
+            decoder = without_empty_windows(decoder)
+        if fast := up_decoder(decoder, self.precision, self._kept):
+            return fast
+        decoder = tile(decoder)
+        if self.precision == "mixed":
+            decoder = lower_large(decoder)
+        if self._kept == torch.bfloat16:
+            decoder = in_bfloat16(decoder, range(len(decoder.inputs) - 1), [])
+        return Requests(decoder, self.precision, "THROUGHPUT")
 
     def encode(self, faces: Tensor) -> list[Encoded]:
         seen = [face.to(self._kept) for face in faces]
@@ -74,63 +83,6 @@ class OpenVinoEngine:
 
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
         return self.begin(encoded, audio)()
-
-
-class Requests:
-    """A compiled OpenVINO model with a batch of one, and its inference requests.
-
-    Attributes:
-        output_shapes: without the batch axis.
-        at_once: how many requests keep the cores busy.
-    """
-
-    def __init__(self, model: openvino.Model, precision: str, hint: Literal["LATENCY", "THROUGHPUT"]) -> None:
-        compiled = openvino.Core().compile_model(
-            model,
-            "CPU",
-            {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "PERFORMANCE_HINT": hint},
-        )
-        self.output_shapes = [tuple(port.shape)[1:] for port in compiled.outputs]
-        self.at_once: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        # Two batches: while one is finished and pasted, the next is under way.
-        self._requests = itertools.cycle([compiled.create_infer_request() for _ in range(4 * self.at_once)])
-
-    def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "UnderWay":
-        """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
-        items = [tuple(tensor.contiguous() for tensor in item) for item in items]
-        under_way = UnderWay(items, outputs)
-        for item, output, request in zip(items, outputs, self._requests, strict=False):
-            request.wait()
-            for k, tensor in enumerate(item):
-                request.set_input_tensor(k, shared(tensor))
-            for k, tensor in enumerate(output):
-                request.set_output_tensor(k, shared(tensor))
-            request.start_async()
-            under_way.requests.append(request)
-        return under_way
-
-
-class UnderWay:
-    """Requests that were started, and the memory that they read and write."""
-
-    def __init__(self, *memory: Sequence[tuple[Tensor, ...]]) -> None:
-        self.requests: list[openvino.InferRequest] = []
-        self._memory = memory
-
-    def wait(self) -> None:
-        for request in self.requests:
-            request.wait()
-        self._memory = ()
-
-    def __del__(self) -> None:
-        self.wait()  # before their memory goes away
-
-
-def shared(tensor: Tensor) -> openvino.Tensor:
-    tensor = tensor[None]
-    if tensor.dtype == torch.bfloat16:  # which numpy lacks
-        return openvino.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), openvino.Type.bf16)
-    return openvino.Tensor(tensor.numpy(), shared_memory=True)
 
 
 # --- the audio encoder -----------------------------------------------------------------------------------------------

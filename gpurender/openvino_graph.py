@@ -142,13 +142,16 @@ class Block(NamedTuple):
     project_bias: openvino.Node
 
 
-def tile(model: openvino.Model) -> None:
-    """Compute large inverted residuals band by band of rows, so that what lies between their layers stays in the cache.
+def tile(model: openvino.Model) -> openvino.Model:
+    """A copy that computes large inverted residuals band by band of rows, so that what lies between their layers stays
+    in the cache.
 
     The same arithmetic, but for a row or two at each band's edge that two bands compute. Where the block's input is a
     concatenation, its parts are cut into bands instead of being joined as a whole.
     """
-    for block in reversed(list(find_blocks(model))):  # the last one first: what it reads is not replaced under it
+    model = model.clone()
+    # The last one first: what it reads is not replaced under it.
+    for block in reversed(list(find_blocks(model, TILED_BYTES))):
         parts = [block.source]
         joined = block.source.get_node()
         if joined.get_type_name() == "Concat" and joined.get_attributes()["axis"] == 1:
@@ -174,12 +177,13 @@ def tile(model: openvino.Model) -> None:
         for port in block.project_bias.output(0).get_target_inputs():
             port.replace_source_output(whole)
     model.validate_nodes_and_infer_types()
+    return model
 
 
-def find_blocks(model: openvino.Model) -> Iterator[Block]:
-    """Inverted residuals whose inner tensors are larger than `TILED_BYTES`."""
+def find_blocks(model: openvino.Model, least_bytes: int) -> Iterator[Block]:
+    """Inverted residuals whose inner tensors are at least so large."""
     for depthwise in model.get_ordered_ops():
-        if depthwise.get_type_name() != "GroupConvolution" or prod(depthwise.get_input_shape(0)) * 4 < TILED_BYTES:
+        if depthwise.get_type_name() != "GroupConvolution" or prod(depthwise.get_input_shape(0)) * 4 < least_bytes:
             continue
         up = follow(depthwise, ("Relu", "Add", "Convolution"), lambda node: node.input_value(0).get_node())
         down = follow(depthwise, ("Add", "Relu", "Convolution", "Add"), only_consumer)

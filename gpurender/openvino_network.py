@@ -18,7 +18,7 @@ from .network import WINDOW_SHAPES, Mode
 from .openvino_graph import channels_last, fold, tile
 from .output import complete_or_absent_directory
 
-KEPT_VERSION = 1  # part of the cache key: raise it when what is made here, or in what it calls, changes
+KEPT_VERSION = 2  # part of the cache key: raise it when what is made here, or in what it calls, changes
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def keep(network: OnnxNetwork, directory: Path) -> None:
 
 
 def make_ready(path: Path, mode: Mode | None) -> OnnxNetwork:
-    """Read an ONNX network, ease it, cut it, and tile its halves.
+    """Read an ONNX network, ease it, cut it, and tile its first half: of the second one, an engine may have better use.
 
     Raises:
         InputError: see `read_network`.
@@ -107,9 +107,7 @@ def make_ready(path: Path, mode: Mode | None) -> OnnxNetwork:
     except RuntimeError as error:
         reason = str(error).strip().split("\n")[-1]
         raise InputError(f"{path} is not an ONNX network that can be read: {reason}") from None
-    for half in filter(None, (encoder, decoder)):
-        tile(half)
-    network = OnnxNetwork(halves.mode, encoder, decoder, halves.again)
+    network = OnnxNetwork(halves.mode, tile(encoder) if encoder else None, decoder, halves.again)
     del model, halves
     return_free_memory()  # now: what is compiled would lie scattered in it, and keep it
     return network

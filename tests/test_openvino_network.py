@@ -22,7 +22,8 @@ def drawn(network: module.OnnxNetwork) -> torch.Tensor:
 
 
 def kept() -> list[Path]:
-    return sorted(cache_directory().iterdir())
+    """Networks; kernels are kept beside them."""
+    return sorted(path for path in cache_directory().iterdir() if path.is_dir())
 
 
 def refuse(*given: object) -> None:

@@ -1,0 +1,105 @@
+"""Kernels for this processor: compiled by LLVM where they are first needed, and kept in the user's cache."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import llvmlite
+from llvmlite import binding, ir
+
+from .cache import cache_directory
+from .errors import OutputError
+from .output import complete_or_absent
+
+SOURCES = Path(__file__).parent / "kernels"
+
+
+class Processor(NamedTuple):
+    """What LLVM knows of this processor.
+
+    Attributes:
+        lanes: float32 values in the vectors that it multiplies and adds at once; 0 if it has none that pay.
+        half: whether it multiplies pairs of bfloat16 as vectors.
+        tiles: whether it multiplies matrices of bfloat16 as well (AMX).
+    """
+
+    name: str
+    features: str
+    lanes: int
+    half: bool
+    tiles: bool
+
+
+@functools.cache
+def this_processor() -> Processor:
+    features = binding.get_host_cpu_features()
+    has = lambda *names: all(features.get(name, False) for name in names)  # noqa: E731
+    lanes = 16 if has("avx512f") else 8 if has("avx2", "fma") else 0
+    # LLVM would rather split vectors in two on processors that once were slower with whole ones.
+    written = f"{features.flatten()},-prefer-256-bit"
+    return Processor(binding.get_host_cpu_name(), written, lanes, has("avx512bf16"), has("amx-bf16"))
+
+
+def compiled(name: str, write: Callable[[ir.Module], None]) -> int:
+    """The address of the function `name` that `write` adds to a module. The name tells all that the code depends on but
+    its sources."""
+    processor = this_processor()
+    known = [name, processor.name, processor.features, llvmlite.__version__, hash_of_sources()]
+    file = None
+    with suppress(OutputError):
+        file = cache_directory() / f"{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}.o"
+    code = read_kept(file) if file else None
+    if code is None:
+        code = object_code(write, processor)
+        if file is not None:
+            with suppress(OutputError), complete_or_absent(file, overwrite=True) as hidden:
+                Path(hidden).write_bytes(hashlib.sha256(code).digest() + code)
+    return loaded(code).get_function_address(name)
+
+
+def read_kept(file: Path) -> bytes | None:
+    """The code in a file, after its hash; None if there is none, or it is damaged."""
+    content = b""
+    with suppress(OSError):
+        content = file.read_bytes()
+    hashed, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == hashed else None
+
+
+@functools.cache
+def hash_of_sources() -> str:
+    content = b"".join((SOURCES / name).read_bytes() for name in ("up.py", "vectors.py"))
+    return hashlib.sha256(content).hexdigest()
+
+
+def target_machine(processor: Processor) -> binding.TargetMachine:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    target = binding.Target.from_default_triple()
+    return target.create_target_machine(cpu=processor.name, features=processor.features, opt=3, jit=True)
+
+
+def object_code(write: Callable[[ir.Module], None], processor: Processor) -> bytes:
+    machine = target_machine(processor)
+    module = ir.Module()
+    module.triple = machine.triple
+    write(module)
+    parsed = binding.parse_assembly(str(module))
+    options = binding.create_pipeline_tuning_options(speed_level=2)
+    # The code is in vectors and unrolled as it should be.
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    passes = binding.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(parsed, passes)
+    return machine.emit_object(parsed)
+
+
+@functools.cache
+def loaded(code: bytes) -> binding.ExecutionEngine:
+    """The code, ready to be called; it stays for as long as the process."""
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine(this_processor()))
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine

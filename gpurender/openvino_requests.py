@@ -1,0 +1,73 @@
+"""OpenVINO's compiled models and their requests, on torch's memory."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import openvino
+import torch
+from torch import Tensor
+
+Hint = Literal["LATENCY", "THROUGHPUT"]
+
+
+def compiled_model(model: openvino.Model, precision: str, hint: Hint) -> openvino.CompiledModel:
+    """The model for the CPU: one request at a time with all cores, or one on each.
+
+    In `bf16` OpenVINO computes in bfloat16; in other precisions, in the types that the model has.
+    """
+    types = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+    return openvino.Core().compile_model(model, "CPU", {**types, "PERFORMANCE_HINT": hint})
+
+
+class Requests:
+    """A compiled OpenVINO model with a batch of one, and its inference requests.
+
+    Attributes:
+        output_shapes: without the batch axis.
+        at_once: how many requests keep the cores busy.
+    """
+
+    def __init__(self, model: openvino.Model, precision: str, hint: Hint) -> None:
+        compiled = compiled_model(model, precision, hint)
+        self.output_shapes = [tuple(port.shape)[1:] for port in compiled.outputs]
+        self.at_once: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        # Two batches: while one is finished and pasted, the next is under way.
+        self._requests = itertools.cycle([compiled.create_infer_request() for _ in range(4 * self.at_once)])
+
+    def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "UnderWay":
+        """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
+        items = [tuple(tensor.contiguous() for tensor in item) for item in items]
+        under_way = UnderWay(items, outputs)
+        for item, output, request in zip(items, outputs, self._requests, strict=False):
+            request.wait()
+            for k, tensor in enumerate(item):
+                request.set_input_tensor(k, shared(tensor))
+            for k, tensor in enumerate(output):
+                request.set_output_tensor(k, shared(tensor))
+            request.start_async()
+            under_way.requests.append(request)
+        return under_way
+
+
+class UnderWay:
+    """Requests that were started, and the memory that they read and write."""
+
+    def __init__(self, *memory: Sequence[tuple[Tensor, ...]]) -> None:
+        self.requests: list[openvino.InferRequest] = []
+        self._memory = memory
+
+    def wait(self) -> None:
+        for request in self.requests:
+            request.wait()
+        self._memory = ()
+
+    def __del__(self) -> None:
+        self.wait()  # before their memory goes away
+
+
+def shared(tensor: Tensor) -> openvino.Tensor:
+    tensor = tensor[None]
+    if tensor.dtype == torch.bfloat16:  # which numpy lacks
+        return openvino.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), openvino.Type.bf16)
+    return openvino.Tensor(tensor.numpy(), shared_memory=True)

@@ -1,0 +1,300 @@
+"""The kernels of the large `up` blocks, against float64, and in the network's second half."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import openvino
+import openvino.opset13 as opset
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import gpurender.jit as jit
+import gpurender.openvino_engine as openvino_engine
+from gpurender import UNet, predict
+from gpurender.export import cached_onnx, example_input, export_onnx
+from gpurender.jit import Processor, compiled, this_processor
+from gpurender.kernels.up import UpShape, UpWeights, nearest_bfloat16, packed, rounded_up, scratch_places, write_up
+from gpurender.openvino_engine import OpenVinoEngine
+from gpurender.openvino_network import make_ready
+from gpurender.up_blocks import find_up_blocks
+from gpurender.up_decoder import UpDecoder
+
+CANARY = 12345.0
+PROCESSORS = {
+    "AVX-512, bfloat16": lambda here: here.lanes == 16 and here.half,
+    "AVX-512": lambda here: here.lanes == 16,
+    "AVX2": lambda here: here.lanes >= 8,
+}
+
+
+@pytest.fixture(params=PROCESSORS)
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Processor:
+    """This processor, or what it has in common with one that has less."""
+    here = this_processor()
+    if not PROCESSORS[request.param](here):
+        pytest.skip(f"this processor has no {request.param}: NO SUCH KERNEL RUNS HERE")
+    if request.param == "AVX-512":
+        here = here._replace(half=False)
+    elif request.param == "AVX2":
+        here = Processor("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2", 8, False, False)
+    for module in ("gpurender.jit", "gpurender.up_decoder"):
+        monkeypatch.setattr(f"{module}.this_processor", lambda: here)
+    return here
+
+
+def network_of(shape: UpShape) -> UpWeights:
+    random = np.random.default_rng(1)
+
+    def weights(*size: int) -> np.ndarray:
+        return random.standard_normal(size, np.float32) / np.float32(np.sqrt(np.prod(size[1:]) if size[1:] else 4))
+
+    def residual(into: int, inner: int) -> list[np.ndarray]:
+        sizes = ((inner, into), (inner,), (inner, 3, 3), (inner,), (shape.out, inner), (shape.out,))
+        return [weights(*size) for size in sizes]
+
+    face, skip = shape.face, shape.skip
+    return UpWeights(
+        *residual(shape.below + skip, shape.inner),
+        *residual(shape.out, shape.inner2),
+        stem=(weights(skip, face), weights(skip), weights(skip, 3, 3), weights(skip)) if face else None,
+        last=(weights(3, shape.out), weights(3)) if shape.picture else None,
+    )
+
+
+def expected_of(shape: UpShape, network: UpWeights, y: Tensor, seen: Tensor, kind: torch.dtype) -> Tensor:
+    """By torch: (C,H,W) of y (h,w,C) and of the skip (H,W,C) or the face (C,H,W)."""
+
+    def convolved(x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
+        w, b = (torch.tensor(array).to(kind) for array in (weights, bias))
+        if w.ndim == 3:
+            return F.conv2d(x, w[:, None], b, padding=1, groups=len(w))
+        return F.conv2d(x, w[:, :, None, None], b)
+
+    def residual(x: Tensor, parts: Any) -> Tensor:
+        x = convolved(x, *parts[:2]).relu()
+        x = convolved(x, *parts[2:4]).relu()
+        return convolved(x, *parts[4:])
+
+    seen = (seen if shape.face else seen.permute(2, 0, 1))[None].to(kind)
+    if network.stem:
+        seen = convolved(convolved(seen, *network.stem[:2]).relu(), *network.stem[2:]).relu()
+    larger = F.interpolate(y.permute(2, 0, 1)[None].to(kind), scale_factor=2, mode="bilinear", align_corners=True)
+    x = residual(torch.cat([larger, seen], 1), network[:6])
+    x = x + residual(x, network[6:12])
+    return (convolved(x, *network.last).sigmoid() if network.last else x)[0]
+
+
+def seen_in_half(shape: UpShape) -> bool:
+    return shape.face_half if shape.face else shape.half
+
+
+def drawn_by_kernel(shape: UpShape, network: UpWeights, y: Tensor, seen: Tensor) -> Tensor:
+    """The same by the kernel; what it must not write to is looked at."""
+    name = "up_" + "_".join(str(int(value)) for value in shape)
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)(compiled(name, lambda m: write_up(m, name, shape)))
+    y = y.to(torch.bfloat16 if shape.half else torch.float32).contiguous()
+    seen = seen.to(torch.bfloat16 if seen_in_half(shape) else torch.float32).contiguous()
+    channels = rounded_up(shape.out, shape.lanes)
+    size = (3, shape.height, shape.width) if shape.picture else (shape.height, shape.width, channels)
+    kind = torch.bfloat16 if shape.half_out else torch.float32
+    _, words = scratch_places(shape)
+    weights = torch.from_numpy(packed(network, shape)).clone()
+    scratch = torch.zeros(words + 64)
+    scratch[words:] = CANARY
+    results = []
+    for _ in range(2):  # what the first call leaves in the scratch memory is none of the second one's business
+        out = torch.full((int(np.prod(size)) + 64,), torch.nan, dtype=kind)
+        function(*(tensor.data_ptr() for tensor in (y, seen, weights, scratch, out)))
+        assert out[-64:].isnan().all()
+        assert (scratch[words:] == CANARY).all()
+        results.append(out[:-64].view(size))
+    first, second = results
+    assert not first.isnan().any(), "not all was written"
+    assert torch.equal(first, second)
+    return first if shape.picture else first.permute(2, 0, 1)[: shape.out]
+
+
+def check(shape: UpShape) -> None:
+    """The kernel's error is of the size of torch's own in the same precision."""
+    network = network_of(shape)
+    torch.manual_seed(2)
+    y = torch.randn(shape.height // 2, shape.width // 2, shape.below)
+    face, skip = (shape.face, shape.height, shape.width), (shape.height, shape.width, shape.skip)
+    seen = torch.rand(face) if shape.face else torch.randn(skip)
+    found = drawn_by_kernel(shape, network, y, seen).double()
+    kind = torch.bfloat16 if shape.half else torch.float32
+    if shape.half:
+        y = y.bfloat16()
+    if seen_in_half(shape):
+        seen = seen.bfloat16()
+    exact = expected_of(shape, network, y, seen, torch.float64)
+    least = torch.finfo(torch.bfloat16 if shape.half_out else torch.float32).eps * exact.abs().max()
+    of_torch = (expected_of(shape, network, y, seen, kind) - exact).abs()
+    error = (found - exact).abs()
+    assert error.max() <= 3 * of_torch.max() + 4 * least
+    assert error.mean() <= 2 * of_torch.mean() + least
+
+
+def shape_of(processor: Processor, **given: Any) -> UpShape:
+    half = given.get("half", False)
+    below = given["below"]
+    usual: dict[str, Any] = {"half": False, "face_half": half, "half_out": half, "lanes": processor.lanes}
+    shape = UpShape(**{**usual, "below_stride": below // (2 if half else 1), **given})
+    return shape._replace(half_out=shape.half_out and not shape.picture)
+
+
+LAST = {"below": 32, "face": 6, "skip": 12, "inner": 128, "out": 16, "inner2": 32, "picture": True}
+FIRST = {"below": 64, "face": 0, "skip": 64, "inner": 256, "out": 32, "inner2": 64, "picture": False}
+NARROW = {"below": 10, "face": 0, "skip": 6, "inner": 20, "out": 6, "inner2": 18, "picture": True}
+
+
+@pytest.mark.parametrize("channels", [LAST, FIRST, NARROW])
+@pytest.mark.parametrize(("height", "width"), [(8, 48), (14, 22), (4, 4)])
+def test_a_block_is_computed(processor: Processor, height: int, width: int, channels: dict[str, Any]) -> None:
+    width = rounded_up(width, processor.lanes) if channels["picture"] else width
+    for half in {False, processor.half}:
+        check(shape_of(processor, height=height, width=width, half=half, **channels))
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_blocks_of_any_width(data: st.DataObject) -> None:
+    processor = this_processor()
+    if not processor.lanes:
+        pytest.skip("this processor has neither AVX2 nor AVX-512: NO KERNEL RUNS HERE")
+    half = data.draw(st.booleans(), "half") and processor.half
+    step = 2 if half else 1
+    channels = lambda most: st.integers(1, most // step).map(lambda n: n * step)  # noqa: E731
+    face = data.draw(st.sampled_from([0, 1, 6]), "face")
+    picture = data.draw(st.booleans(), "picture")
+    check(
+        shape_of(
+            processor,
+            height=2 * data.draw(st.integers(2, 6), "half the height"),
+            width=16 * data.draw(st.integers(1, 3)) if picture else 2 * data.draw(st.integers(2, 12), "half the width"),
+            below=data.draw(channels(40), "below"),
+            face=face,
+            skip=data.draw(channels(40), "skip"),
+            inner=data.draw(st.integers(1, 70), "inner"),
+            out=data.draw(channels(40), "out"),
+            inner2=data.draw(st.integers(1, 70), "inner2"),
+            picture=picture,
+            half=half,
+            face_half=half and (not face or data.draw(st.booleans(), "face in bfloat16")),
+            half_out=data.draw(st.booleans(), "output in bfloat16") and processor.half,
+        )
+    )
+
+
+def test_sigmoid_where_it_saturates(processor: Processor) -> None:
+    shape = shape_of(processor, height=4, width=16, **NARROW)
+    zeros = [np.zeros_like(array) for array in network_of(shape)[:12]]
+    for bias in (-1e30, -1000.0, -87.5, -20.0, 0.0, 20.0, 87.5, 1000.0, 1e30):
+        network = UpWeights(*zeros, stem=None, last=(np.zeros((3, 6), np.float32), np.full(3, bias, np.float32)))
+        found = drawn_by_kernel(shape, network, torch.zeros(2, 8, 10), torch.zeros(4, 16, 6))
+        torch.testing.assert_close(found, torch.full((3, 4, 16), bias).sigmoid(), rtol=3e-7, atol=1e-34)
+
+
+def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
+    values = np.random.default_rng(1).standard_normal(10_000).astype(np.float32)
+    values[:4] = 0, 1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8)  # ties, too
+    expected = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(nearest_bfloat16(values), expected)
+
+
+# --- compiled code ---------------------------------------------------------------------------------------------------
+
+
+def test_code_is_kept_and_made_anew_where_it_is_damaged(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    shape = shape_of(this_processor(), height=4, width=16, **NARROW)
+    made: list[str] = []
+
+    def write(module: Any) -> None:
+        made.append("")
+        write_up(module, "up_kept", shape)
+
+    compiled("up_kept", write)
+    compiled("up_kept", write)
+    assert len(made) == 1
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        compiled("up_kept", write)
+        assert file.read_bytes() == whole
+    assert len(made) == 4
+    monkeypatch.setattr(jit, "hash_of_sources", lambda: "others")
+    compiled("up_kept", write)
+    assert len(made) == 5
+
+
+# --- in the network --------------------------------------------------------------------------------------------------
+
+
+def engines(network: Any, precision: str, monkeypatch: pytest.MonkeyPatch) -> tuple[OpenVinoEngine, OpenVinoEngine]:
+    """With kernels and without."""
+    fast = OpenVinoEngine(network, precision)
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_engine, "up_decoder", lambda *given: None)
+        return fast, OpenVinoEngine(network, precision)
+
+
+def test_the_second_half_draws_what_openvino_draws(
+    processor: Processor, seeded_onnx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = make_ready(seeded_onnx, None)
+    assert [block.height for block in find_up_blocks(network.decoder)] == [80, 160, 320]
+    monkeypatch.setattr("gpurender.up_decoder.this_processor", lambda: processor._replace(tiles=False))
+    inputs = example_input(3, "ave")
+    exact = predict(OpenVinoEngine(network, "fp32"), *inputs)
+    for precision in ("fp32", *["bf16", "mixed"] * processor.half):
+        fast, whole = engines(network, precision, monkeypatch)
+        assert isinstance(fast._decoder, UpDecoder)
+        assert not isinstance(whole._decoder, UpDecoder)
+        ours, theirs = (predict(engine, *inputs) for engine in (fast, whole))
+        if precision == "fp32":
+            assert (ours - theirs).abs().max() < 1e-4
+        else:  # as near to float32 as OpenVINO's own, on average
+            assert (ours - exact).square().mean() < 1.5 * (theirs - exact).square().mean()
+
+
+@pytest.mark.parametrize("mode", ["ave", "hubert", "wenet"])
+def test_narrow_networks_of_any_mode(tiny_of: Any, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make_ready(cached_onnx(tiny_of(mode), mode, print), mode)
+    assert find_up_blocks(network.decoder)
+    fast, whole = engines(network, "fp32", monkeypatch)
+    inputs = example_input(2, mode)
+    assert (predict(fast, *inputs) - predict(whole, *inputs)).abs().max() < 1e-4
+
+
+def test_networks_that_end_otherwise_are_left_to_openvino() -> None:
+    face, audio = opset.parameter([1, 6, 320, 320], np.float32), opset.parameter([1, 32, 16, 16], np.float32)
+    loud = opset.reduce_mean(audio, np.array([1, 2, 3]), True)
+    weights = np.random.default_rng(1).standard_normal((3, 6, 1, 1), np.float32)
+    plain = opset.convolution(opset.add(face, loud), weights, [1, 1], [0, 0], [0, 0], [1, 1])
+    biased = opset.add(plain, np.ones((1, 3, 1, 1), np.float32))
+    for end in (plain, biased, opset.relu(biased), opset.sigmoid(plain), opset.sigmoid(biased)):
+        model = openvino.Model([end], [face, audio])  # pyright: ignore  # its own annotations contradict each other
+        assert find_up_blocks(model) == []
+
+
+def test_a_network_without_the_usual_channels(tmp_path: Any) -> None:
+    """Numbers of channels that are no multiples of anything."""
+    checkpoint = tmp_path / "odd.pth"
+    torch.manual_seed(3)
+    unet = UNet(encoder=(5, 7, 9, 11, 13, 15), audio=(32, 9, 9, 9, 9), fuse=(9, 7), decoder=(11, 9, 7, 5, 3)).eval()
+    torch.save(unet.state_dict(), checkpoint)
+    export_onnx(checkpoint, tmp_path / "odd.onnx")
+    network = make_ready(tmp_path / "odd.onnx", None)
+    inputs = example_input(2, "ave")
+    with torch.inference_mode():
+        expected = unet(*inputs)
+    for precision, most in (("fp32", 1e-4), ("bf16", 0.05)):
+        if precision in ("fp32", *openvino_engine.faster_on_cpu()):
+            assert (predict(OpenVinoEngine(network, precision), *inputs) - expected).abs().max() < most
