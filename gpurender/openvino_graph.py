@@ -12,6 +12,7 @@ from openvino import passes, preprocess
 
 from .network import FACE_SHAPE
 
+FLOAT_MAX = float(np.finfo(np.float32).max)
 TILED_BYTES = 16 * 2**20  # of a tensor that does not stay in the cache
 BANDS = 8  # measured: 8 to 40 are alike, and 1.1 times as fast as the whole network untiled
 LOWERED = ("Convolution", "GroupConvolution", "Add", "Relu", "Concat", "Slice")  # in mixed precision
@@ -20,8 +21,15 @@ LOWERED = ("Convolution", "GroupConvolution", "Add", "Relu", "Concat", "Slice") 
 def channels_last(model: openvino.Model, inputs: Iterable[int], outputs: Iterable[int]) -> openvino.Model:
     """The model with some inputs and outputs, if they are 4-D, as convolutions have them in memory: N,H,W,C.
 
-    What one model gives and another takes in this order is not reordered in between.
+    What one model gives and another takes in this order is not reordered in between. OpenVINO would reorder an output
+    that is also used within the model, and back: of that, a copy is given.
     """
+    outputs = list(outputs)
+    for i in outputs:
+        given = model.outputs[i].get_node().input(0)
+        value = given.get_source_output()
+        if len(value.get_target_inputs()) > 1 and value.get_element_type() == openvino.Type.f32:
+            given.replace_source_output(opset.clamp(value, -FLOAT_MAX, FLOAT_MAX).output(0))
     types = preprocess.PrePostProcessor(model)
     for ports, given, numbers in ((model.inputs, types.input, inputs), (model.outputs, types.output, outputs)):
         for i in numbers:

@@ -414,7 +414,7 @@ class Rows:
         """sums[pixel][vector] += row[pixel, channel] · weights[channel, vector]; channels are pairs in bfloat16."""
         steps = channels // 2 if self._shape.half else channels
         multiply_add = f.multiply_add_halves if self._shape.half else f.multiply_add
-        unrolled = next(count for count in (8, 6, 4, 3, 2, 1) if steps % count == 0)
+        unrolled = next(count for count in (2, 1) if steps % count == 0)
         with f.loop(steps, unrolled) as first:
             for k in range(unrolled):
                 columns = [
