@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .color import planes, rgb_to_nv12
 from .crop import CROP, crop_faces, face_input
-from .paste import paste_faces
+from .paste_kernel import paste_face
 from .template import Template
 
 
@@ -87,11 +87,13 @@ def crop_backdrops(backdrops: Sequence[Backdrop]) -> tuple[Tensor, Tensor]:
 
 
 def paste_on_backdrops(backdrops: Sequence[Backdrop], crops: Tensor, predictions: Tensor) -> Tensor:
-    """`paste_faces_nv12` of the frames that the backdrops are of: (B,H*3/2,W) uint8, the same bytes."""
+    """`paste_faces_nv12` of the frames that the backdrops are of: (B,H*3/2,W) uint8, as `paste_face` has them."""
     surfaces = torch.stack([behind.surface for behind in backdrops])
     luma, chroma = planes(surfaces)
+    crops, predictions = crops.contiguous(), predictions.float().contiguous()
     for i, (_, around, keep, (x, y), rects, _) in enumerate(backdrops):
-        pasted = paste_faces(around, crops[i : i + 1], predictions[i : i + 1], rects, keep)
+        pasted = around.clone()
+        paste_face(pasted[0], crops[i], predictions[i], rects[0], keep[0] if keep is not None else None)
         face_luma, face_chroma = planes(rgb_to_nv12(pasted))
         height, width = face_luma.shape[1:]
         luma[i, y : y + height, x : x + width] = face_luma[0]

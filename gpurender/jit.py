@@ -71,7 +71,7 @@ def read_kept(file: Path) -> bytes | None:
 
 @functools.cache
 def hash_of_sources() -> str:
-    content = b"".join((SOURCES / name).read_bytes() for name in ("up.py", "vectors.py"))
+    content = b"".join((SOURCES / name).read_bytes() for name in ("paste_rows.py", "up.py", "vectors.py"))
     return hashlib.sha256(content).hexdigest()
 
 

@@ -45,8 +45,7 @@ class OpenVinoEngine:
         self._decoder = self._load_decoder(network.decoder)
         if encoder and precision == "bf16":
             encoder = in_bfloat16(encoder, [0], range(len(encoder.outputs)))
-        # The encoder works now and then, with all cores on one frame: that takes less memory.
-        self._encoder = Requests(encoder, precision, "LATENCY") if encoder else None
+        self._encoder = Requests(encoder, precision) if encoder else None
         self.batch = 2 * self._decoder.at_once  # while it sees a new frame, with all cores, that many are heard
 
     def _load_decoder(self, decoder: openvino.Model) -> Requests | UpDecoder:
@@ -59,7 +58,7 @@ class OpenVinoEngine:
             decoder = lower_large(decoder)
         if self._kept == torch.bfloat16:
             decoder = in_bfloat16(decoder, range(len(decoder.inputs) - 1), [])
-        return Requests(decoder, self.precision, "THROUGHPUT")
+        return Requests(decoder, self.precision)
 
     def encode(self, faces: Tensor) -> list[Encoded]:
         seen = [face.to(self._kept) for face in faces]

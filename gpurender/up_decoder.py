@@ -83,7 +83,7 @@ class UpDecoder:
             head = in_bfloat16(head, levels, [])
         if halves[0]:
             head = in_bfloat16(head, [], [0])
-        compiled_head = compiled_model(head, precision, "THROUGHPUT")
+        compiled_head = compiled_model(head, precision)
         self.at_once: int = compiled_head.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
 
         self._skips = [block.skip for block in blocks]

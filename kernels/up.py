@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .vectors import BYTE4, FLOAT, INDEX, SHORT, Function, Offset, table
+from .vectors import FLOAT, INDEX, INTEGER, SHORT, Function, Offset, table
 
 PICTURE = 3  # channels
 
@@ -232,7 +232,7 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
     left, across = bilinear(width)
     top, down = bilinear(height)
     left_table, top_table = (
-        table(module, f"{name}_{axis}", BYTE4, places) for axis, places in (("left", left), ("top", top))
+        table(module, f"{name}_{axis}", INTEGER, places) for axis, places in (("left", left), ("top", top))
     )
     across_table, down_table = (
         table(module, f"{name}_{axis}", FLOAT, parts) for axis, parts in (("across", across), ("down", down))

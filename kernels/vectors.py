@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 from llvmlite import ir
 
-FLOAT, INDEX, SHORT, BYTE4, POINTER = ir.FloatType(), ir.IntType(64), ir.IntType(16), ir.IntType(32), ir.PointerType()
+FLOAT, POINTER = ir.FloatType(), ir.PointerType()
+INDEX, INTEGER, SHORT, BYTE = (ir.IntType(bits) for bits in (64, 32, 16, 8))
 LARGEST_POWER = 80.0  # e^80 and e^-80 are within float32's range; 1 + e^-80 is 1
 Offset = int | ir.Value | tuple[ir.Value, int]
 """Words; or a number and how many words one counts for."""
@@ -46,7 +47,7 @@ class Function:
         self.arguments = dict(zip(arguments, self.function.args, strict=True))
         for argument in self.function.args:
             argument.add_attribute("noalias")
-        self.vector = ir.VectorType(FLOAT, lanes)
+        self.vector, self.integers = ir.VectorType(FLOAT, lanes), ir.VectorType(INTEGER, lanes)
         self._variables = ir.IRBuilder(self.function.append_basic_block("variables"))
         self._start = self.function.append_basic_block("start")
         self.builder = ir.IRBuilder(self._start)
@@ -85,6 +86,9 @@ class Function:
         """Whether 0 ≤ index < count."""
         return self.builder.icmp_unsigned("<", index, INDEX(count))
 
+    def index(self, number: int) -> ir.Constant:
+        return ir.Constant(INDEX, number)
+
     def plus(self, index: ir.Value, number: int) -> ir.Value:
         return self.builder.add(index, INDEX(number))
 
@@ -118,20 +122,25 @@ class Function:
             pointer = self.builder.gep(pointer, [total], source_etype=FLOAT)
         return self.builder.gep(pointer, [INDEX(fixed)], source_etype=FLOAT) if fixed else pointer
 
-    def load(self, pointer: ir.Value, *offsets: Offset) -> ir.Value:
-        """A vector; it lies on a multiple of its size."""
-        return self.builder.load(self.at(pointer, *offsets), typ=self.vector, align=4 * self.lanes)
+    def load(self, pointer: ir.Value, *offsets: Offset, aligned: bool = True) -> ir.Value:
+        """A vector; it lies on a multiple of its size, if `aligned`."""
+        align = 4 * self.lanes if aligned else 4
+        return self.builder.load(self.at(pointer, *offsets), typ=self.vector, align=align)
 
-    def store(self, value: ir.Value, pointer: ir.Value, *offsets: Offset) -> None:
-        self.builder.store(value, self.at(pointer, *offsets), align=4 * self.lanes)
+    def store(self, value: ir.Value, pointer: ir.Value, *offsets: Offset, aligned: bool = True) -> None:
+        self.builder.store(value, self.at(pointer, *offsets), align=4 * self.lanes if aligned else 4)
 
     def store_half(self, value: ir.Value, pointer: ir.Value, *offsets: Offset) -> None:
         """The vector as bfloat16, rounded to nearest."""
         narrow = self.builder.fptrunc(value, ir.VectorType(BFloat16(), self.lanes))
         self.builder.store(narrow, self.at(pointer, *offsets), align=2 * self.lanes)
 
+    def load_long(self, pointer: ir.Value, number: int) -> ir.Value:
+        """The int64 of this number."""
+        return self.builder.load(self.at(pointer, 2 * number), typ=INDEX, align=8)
+
     def load_index(self, table: ir.Value, index: ir.Value) -> ir.Value:
-        return self.builder.sext(self.builder.load(self.at(table, index), typ=BYTE4, align=4), INDEX)
+        return self.builder.sext(self.builder.load(self.at(table, index), typ=INTEGER, align=4), INDEX)
 
     def load_word(self, pointer: ir.Value, *offsets: Offset) -> ir.Value:
         return self.builder.load(self.at(pointer, *offsets), typ=FLOAT, align=4)
@@ -139,22 +148,80 @@ class Function:
     def load_short(self, pointer: ir.Value, index: ir.Value) -> ir.Value:
         """One bfloat16, counted from the pointer in halves of words, as float32."""
         place = self.builder.gep(pointer, [index], source_etype=SHORT)
-        bits = self.builder.zext(self.builder.load(place, typ=SHORT, align=2), BYTE4)
-        return self.builder.bitcast(self.builder.shl(bits, BYTE4(16)), FLOAT)
+        bits = self.builder.zext(self.builder.load(place, typ=SHORT, align=2), INTEGER)
+        return self.builder.bitcast(self.builder.shl(bits, INTEGER(16)), FLOAT)
 
     def store_lane(self, value: ir.Value, lane: int, pointer: ir.Value, *offsets: Offset) -> None:
-        self.builder.store(self.builder.extract_element(value, BYTE4(lane)), self.at(pointer, *offsets), align=4)
+        self.builder.store(self.builder.extract_element(value, INTEGER(lane)), self.at(pointer, *offsets), align=4)
+
+    # --- bytes and integers ------------------------------------------------------------------------------------------
+
+    def at_byte(self, pointer: ir.Value, offset: ir.Value) -> ir.Value:
+        """The pointer, some bytes further on."""
+        return self.builder.gep(pointer, [offset], source_etype=BYTE)
+
+    def raw_bytes(self, pointer: ir.Value, offset: ir.Value) -> ir.Value:
+        """As many bytes as lanes."""
+        place = self.at_byte(pointer, offset)
+        return self.builder.load(place, typ=ir.VectorType(BYTE, self.lanes), align=1)
+
+    def load_bytes(self, pointer: ir.Value, offset: ir.Value) -> ir.Value:
+        """Bytes as float32."""
+        wide = self.builder.zext(self.raw_bytes(pointer, offset), self.integers)
+        return self.builder.sitofp(wide, self.vector)
+
+    def to_bytes(self, value: ir.Value) -> ir.Value:
+        """Of whole numbers in 0..255."""
+        return self.builder.trunc(self.builder.fptosi(value, self.integers), ir.VectorType(BYTE, self.lanes))
+
+    def store_bytes(self, value: ir.Value, pointer: ir.Value, offset: ir.Value) -> None:
+        self.builder.store(value, self.at_byte(pointer, offset), align=1)
+
+    def chosen(self, mask: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Bytes of a where those of the mask are not 0, else b."""
+        none = ir.Constant(ir.VectorType(BYTE, self.lanes), [0] * self.lanes)
+        return self.builder.select(self.builder.icmp_unsigned("!=", mask, none), a, b)
+
+    def load_integers(self, pointer: ir.Value, *offsets: Offset) -> ir.Value:
+        """A vector of int32."""
+        return self.builder.load(self.at(pointer, *offsets), typ=self.integers, align=4)
+
+    def gather(self, pointer: ir.Value, places: ir.Value) -> ir.Value:
+        """The words at these places."""
+        if self.lanes == 16:
+            mask = ir.Constant(ir.VectorType(ir.IntType(1), 16), [1] * 16)
+            kinds = [self.vector, POINTER, self.integers, mask.type, INTEGER]
+            name = "llvm.x86.avx512.mask.gather.dps.512"
+            return self.builder.call(self._intrinsic(name, kinds), [self.zeros(), pointer, places, mask, INTEGER(4)])
+        all_ones = self.builder.bitcast(ir.Constant(self.integers, [-1] * 8), self.vector)
+        kinds = [self.vector, POINTER, self.integers, self.vector, BYTE]
+        return self.builder.call(
+            self._intrinsic("llvm.x86.avx2.gather.d.ps.256", kinds),
+            [self.zeros(), pointer, places, all_ones, BYTE(4)],
+        )
 
     # --- arithmetic --------------------------------------------------------------------------------------------------
 
+    def constant(self, number: float) -> ir.Constant:
+        """The nearest float32 in all lanes."""
+        return ir.Constant(self.vector, [float(np.float32(number))] * self.lanes)
+
     def zeros(self) -> ir.Constant:
-        return ir.Constant(self.vector, [0.0] * self.lanes)
+        return self.constant(0.0)
+
+    def rounded(self, value: ir.Value) -> ir.Value:
+        """To whole numbers, halves to even ones."""
+        return self.builder.call(self._intrinsic(f"llvm.rint.v{self.lanes}f32", [self.vector]), [value])
+
+    def truncated(self, value: ir.Value) -> ir.Value:
+        """Without what is behind the point."""
+        return self.builder.call(self._intrinsic(f"llvm.trunc.v{self.lanes}f32", [self.vector]), [value])
 
     def splat(self, word: ir.Value) -> ir.Value:
         """The same word in all lanes."""
         undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, word, BYTE4(0))
-        nowhere = ir.Constant(ir.VectorType(BYTE4, self.lanes), [0] * self.lanes)
+        first = self.builder.insert_element(undefined, word, INTEGER(0))
+        nowhere = ir.Constant(ir.VectorType(INTEGER, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, undefined, nowhere)
 
     def multiply_add(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
@@ -173,25 +240,23 @@ class Function:
 
     def sigmoid(self, value: ir.Value) -> ir.Value:
         """1 / (1 + e^-x). e^-x is 2^n · e^r with |r| ≤ ln 2 / 2, and e^r its Taylor series."""
-        build, count = self.builder, self.lanes
-        constant = lambda number: ir.Constant(self.vector, [float(np.float32(number))] * count)  # noqa: E731
-        limited = self._clamped(build.fneg(value), -LARGEST_POWER, LARGEST_POWER)
-        scaled = build.fmul(limited, constant(1 / np.log(2)))
-        whole = build.call(self._intrinsic(f"llvm.rint.v{count}f32", [self.vector]), [scaled])
+        build = self.builder
+        limited = self.clamped(build.fneg(value), -LARGEST_POWER, LARGEST_POWER)
+        scaled = build.fmul(limited, self.constant(1 / np.log(2)))
+        whole = self.rounded(scaled)
         high = 0.693359375  # of ln 2, with few digits, so that its product with n is exact
-        rest = self.multiply_add(whole, constant(-high), limited)
-        rest = self.multiply_add(whole, constant(high - np.log(2)), rest)
-        power = constant(1 / 5040)
+        rest = self.multiply_add(whole, self.constant(-high), limited)
+        rest = self.multiply_add(whole, self.constant(high - np.log(2)), rest)
+        power = self.constant(1 / 5040)
         for factorial in (720, 120, 24, 6, 2, 1, 1):
-            power = self.multiply_add(power, rest, constant(1 / factorial))
-        words = ir.VectorType(BYTE4, count)
-        exponent = build.shl(build.fptosi(whole, words), ir.Constant(words, [23] * count))
-        power = build.bitcast(build.add(build.bitcast(power, words), exponent), self.vector)
-        return build.fdiv(constant(1), build.fadd(power, constant(1)))
+            power = self.multiply_add(power, rest, self.constant(1 / factorial))
+        exponent = build.shl(build.fptosi(whole, self.integers), ir.Constant(self.integers, [23] * self.lanes))
+        power = build.bitcast(build.add(build.bitcast(power, self.integers), exponent), self.vector)
+        return build.fdiv(self.constant(1), build.fadd(power, self.constant(1)))
 
-    def _clamped(self, value: ir.Value, least: float, most: float) -> ir.Value:
+    def clamped(self, value: ir.Value, least: float, most: float) -> ir.Value:
         for order, limit in ((">", least), ("<", most)):
-            bound = ir.Constant(self.vector, [limit] * self.lanes)
+            bound = self.constant(limit)
             value = self.builder.select(self.builder.fcmp_ordered(order, value, bound), value, bound)
         return value
 

@@ -24,7 +24,9 @@ from onnx import ModelProto
 from PIL import Image
 
 from gpurender import AudioEncoder, UNet, export_onnx
+from gpurender.jit import Processor, this_processor
 from gpurender.network import Mode
+from gpurender.paste_kernel import paste_function
 from gpurender.seeds import seeded_weights
 from gpurender.tensorrt_build import TensorRt
 
@@ -66,6 +68,30 @@ def kernel_device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU: kernels are compiled for it, not interpreted")
     return torch.device(request.param)
+
+
+PROCESSORS: dict[str, Callable[[Processor], bool]] = {
+    "AVX-512, bfloat16": lambda here: here.lanes == 16 and here.half,
+    "AVX-512": lambda here: here.lanes == 16,
+    "AVX2": lambda here: here.lanes >= 8,
+}
+
+
+@pytest.fixture(params=PROCESSORS)
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterable[Processor]:
+    """This processor, or what it has in common with one that has less: kernels are compiled for it."""
+    here = this_processor()
+    if not PROCESSORS[request.param](here):
+        pytest.skip(f"this processor has no {request.param}: NO SUCH KERNEL RUNS HERE")
+    if request.param == "AVX-512":
+        here = here._replace(half=False)
+    elif request.param == "AVX2":
+        here = Processor("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2", 8, False, False)
+    for module in ("jit", "paste_kernel", "up_decoder"):
+        monkeypatch.setattr(f"gpurender.{module}.this_processor", lambda: here)
+    paste_function.cache_clear()
+    yield here
+    paste_function.cache_clear()
 
 
 @pytest.fixture(scope="session")

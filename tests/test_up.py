@@ -25,26 +25,6 @@ from gpurender.up_blocks import find_up_blocks
 from gpurender.up_decoder import UpDecoder
 
 CANARY = 12345.0
-PROCESSORS = {
-    "AVX-512, bfloat16": lambda here: here.lanes == 16 and here.half,
-    "AVX-512": lambda here: here.lanes == 16,
-    "AVX2": lambda here: here.lanes >= 8,
-}
-
-
-@pytest.fixture(params=PROCESSORS)
-def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Processor:
-    """This processor, or what it has in common with one that has less."""
-    here = this_processor()
-    if not PROCESSORS[request.param](here):
-        pytest.skip(f"this processor has no {request.param}: NO SUCH KERNEL RUNS HERE")
-    if request.param == "AVX-512":
-        here = here._replace(half=False)
-    elif request.param == "AVX2":
-        here = Processor("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2", 8, False, False)
-    for module in ("gpurender.jit", "gpurender.up_decoder"):
-        monkeypatch.setattr(f"{module}.this_processor", lambda: here)
-    return here
 
 
 def network_of(shape: UpShape) -> UpWeights:
