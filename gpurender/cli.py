@@ -178,7 +178,13 @@ def main() -> None:
     metavar="FILE.json",
     help="Also write what was used and what each stage cost, with the machine and versions.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what is at --out and --report.")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Also write when each stage was at work on which batch, for ui.perfetto.dev or chrome://tracing.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out, --report and --trace.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def make(template: Path, audio: Path, out: Path | None, memory: int | None, quiet: bool, **options: Any) -> None:
     """Render a talking video.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from . import nvenc
-from .crop import crop_faces
+from .crop import CROP, INNER, crop_faces
 from .cuda import driver_version, fixed_function_engines, why_no_cuda
 from .decoders import DecoderName
 from .encode import EncoderName, write_frames
@@ -21,8 +21,11 @@ from .engine import EngineName, Precision, load_engine
 from .errors import DeviceError, InputError, OutputError
 from .export import example_input
 from .find import find_network, find_template
+from .jit import this_processor
 from .nvdec import find_nvdec
 from .ops import why_no_kernels
+from .paste import paste_faces
+from .paste_kernel import paste_face
 from .pictures import read_picture
 from .render import make
 from .report import installed, processor
@@ -156,8 +159,7 @@ def attempts(devices: list[str]) -> Iterator[tuple[str, str, str, Attempt]]:
         for decoder in ("dali",) if gpu else ("pillow", "dali"):
             yield "decode", f"pictures, {decoder}", device, decoding_pictures(decoder)
         yield "decode", "video, nvdec" if gpu else "video, pyav", device, decoding_video("nvdec" if gpu else "pyav")
-        if gpu:
-            yield "pixels", "kernels", device, cropping_by_kernels
+        yield "pixels", "kernels", device, cropping_by_kernels if gpu else pasting_by_kernel
         engines: list[tuple[EngineName, Precision]] = (
             [("tensorrt", "fp16"), ("tensorrt", "fp32"), ("torch", "fp16"), ("torch", "fp32")]
             if gpu
@@ -208,6 +210,22 @@ def cropping_by_kernels(directory: Path, device: str) -> str:
     rects = torch.tensor([[10, 20, 200, 210]] * FRAMES)
     kernel, reference = (crop_faces(frames, rects, impl=impl).int() for impl in ("kernel", "reference"))
     return f"differs from the reference in {(kernel != reference).float().mean().item():.5%} of all values"
+
+
+def pasting_by_kernel(directory: Path, device: str) -> str:
+    here = this_processor()
+    if not here.lanes:
+        raise DeviceError("this processor has neither AVX2 nor AVX-512: OpenVINO and torch take their place.")
+    random = torch.Generator().manual_seed(0)
+    frame, crop = (torch.randint(0, 256, (3, n, n), dtype=torch.uint8, generator=random) for n in (SIZE, CROP))
+    prediction, rect = torch.rand(3, INNER, INNER, generator=random), torch.tensor([10, 20, 200, 210])
+    expected = paste_faces(frame[None], crop[None], prediction[None], rect[None])[0]
+    paste_face(frame, crop, prediction, rect, None)
+    differing = (frame.int() - expected.int()).abs()
+    if differing.max() > 1:
+        raise DeviceError(f"they differ from the reference by {differing.max().item()} levels.")
+    vectors = "AVX-512" if here.lanes == 16 else "AVX2"
+    return f"{vectors}; differ from the reference in {(differing > 0).float().mean().item():.5%} of all values"
 
 
 def decoding_pictures(decoder: str) -> Attempt:

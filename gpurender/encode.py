@@ -20,9 +20,9 @@ from .mjpeg import MjpegEncoder
 from .numbered import JPEG_QUALITIES, JPEG_QUALITY, write_pictures
 from .nvenc import NvencEncoder
 from .output import check_output, complete_or_absent, describe
-from .prefetch import Timings
 from .software_encoder import LIBRARIES, Codec, SoftwareEncoder
 from .sound_track import SoundTrack
+from .timings import Timings
 
 EncoderName = Literal["auto", "nvenc", "x264", "mjpeg"]
 VIDEOS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}

@@ -35,7 +35,10 @@ class Processor(NamedTuple):
 
 @functools.cache
 def this_processor() -> Processor:
-    features = binding.get_host_cpu_features()
+    try:
+        features = binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM cannot tell, as on some processors that are none of Intel's or AMD's
+        return Processor(binding.get_host_cpu_name(), "", 0, False, False)
     has = lambda *names: all(features.get(name, False) for name in names)  # noqa: E731
     lanes = 16 if has("avx512f") else 8 if has("avx2", "fma") else 0
     # LLVM would rather split vectors in two on processors that once were slower with whole ones.

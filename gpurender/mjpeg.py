@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .errors import DeviceError
 from .numbered import JPEG_QUALITY
-from .prefetch import Timings, stage
+from .prefetch import stage
+from .timings import Timings
 
 
 class MjpegEncoder:

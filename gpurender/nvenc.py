@@ -18,8 +18,9 @@ from torch import Tensor
 from .cuda import NO_DRIVER, driver_is_here, why_no_cuda
 from .elementary import ElementaryTrack
 from .errors import DeviceError
-from .prefetch import Timings, stage
+from .prefetch import stage
 from .software_encoder import Codec, as_nv12
+from .timings import Timings
 
 QUALITY: dict[Codec, int] = {"h264": 20, "hevc": 22, "av1": 24}  # where none is asked for
 KEYFRAME_SECONDS = 4  # players seek to keyframes

@@ -24,11 +24,11 @@ from .find import find_audio_encoder, find_network, find_template
 from .halves import read_network
 from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
 from .output import check_output_directory, complete_or_absent_directory, describe
-from .prefetch import Timings
 from .rectangles import Rect
 from .render import Progress, Silent
 from .software_encoder import BT709, host_pictures, planar_frame, yuv_frames
 from .template import LANDMARKS, RECTANGLES, VIDEO, Template, open_template
+from .timings import Timings
 
 GENERATOR, AUDIO_ENCODER = "models/generator.onnx", "models/audio_encoder.onnx"
 QUALITY = 9

@@ -2,64 +2,17 @@
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from .timings import Timings
+
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-@dataclass
-class Timings:
-    """What the stages of a render cost: seconds of work, without what they waited for each other.
-
-    Attributes:
-        host_seconds: by stage, on its thread; the network's also on the next one's, which waits for it.
-        device_seconds: by stage, on its stream of the GPU; empty on a CPU.
-        counts: of work that is not done for each frame.
-    """
-
-    host_seconds: dict[str, float] = field(default_factory=dict)
-    device_seconds: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    _running: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = field(default_factory=dict, repr=False)
-    _one_thread: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def measured(self, name: str, work: Callable[[], T], device: torch.device) -> T:
-        """Do some work of a stage, and add what it cost."""
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
-        began = time.perf_counter()
-        for event in events[:1]:
-            event.record()
-        done = work()
-        for event in events[1:]:
-            event.record()
-        seconds = time.perf_counter() - began
-        with self._one_thread:  # a stage may be worked on by two
-            self.host_seconds[name] = self.host_seconds.get(name, 0.0) + seconds
-        if events:
-            running = self._running.setdefault(name, [])
-            running.append((events[0], events[1]))
-            while running[0][1].query() and len(running) > 1:
-                self._add_device_time(name, *running.pop(0))
-        return done
-
-    def finish(self) -> None:
-        """Wait for the GPU to end what is still under way, and count it."""
-        for name, running in self._running.items():
-            while running:
-                start, end = running.pop(0)
-                end.synchronize()
-                self._add_device_time(name, start, end)
-
-    def _add_device_time(self, name: str, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
-        self.device_seconds[name] = self.device_seconds.get(name, 0.0) + start.elapsed_time(end) / 1000
 
 
 def stage(

@@ -30,10 +30,11 @@ from .find import find_audio_encoder, find_network, find_sound, find_template
 from .ops import why_no_kernels
 from .output import check_output
 from .paste import paste_faces, paste_faces_nv12
-from .prefetch import Timings, stage
+from .prefetch import stage
 from .report import Summary
 from .software_encoder import Codec
 from .template import DecoderName, Order, Template, frame_order, open_template
+from .timings import Timings, write_trace
 
 Pixels = Literal["rgb", "nv12"]
 PROBE_FRAMES = 4
@@ -216,6 +217,7 @@ def make(
     quality: int | None = None,
     overwrite: bool = False,
     report: str | Path | None = None,
+    trace: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Render a talking video: everything that `gpurender make` does.
@@ -232,6 +234,7 @@ def make(
         parsing, memory_budget, decoder: see `open_template`.
         encoder, codec, quality, overwrite: see `write_frames`.
         report: a JSON file to write with the summary, the machine and the timings of all stages.
+        trace: a JSON file to write with when each stage was at work, see `write_trace`.
         progress: is told about stages and frames.
 
     Raises:
@@ -242,8 +245,9 @@ def make(
     template, audio = find_template(template), find_sound(audio)
     out = Path(out) if out is not None else Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4")
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
-    if report is not None:
-        check_output(Path(report), overwrite)
+    for file in (report, trace):
+        if file is not None:
+            check_output(Path(file), overwrite)
     place = resolve_device(device)
 
     surfaces = not is_pattern(out) and encoder != "mjpeg"
@@ -278,7 +282,7 @@ def make(
     )
 
     rendering = time.perf_counter()
-    timings = Timings()
+    timings = Timings(spans=None if trace is None else [])
     notes: list[str] = []
     size = batch or runtime.batch
     if place.type == "cuda" and (why := why_no_kernels("cuda")) is not None:
@@ -342,6 +346,8 @@ def make(
     )
     if report is not None:
         summary.write(Path(report), overwrite)
+    if trace is not None:
+        write_trace(Path(trace), timings.spans or [], overwrite)
     return summary
 
 

@@ -13,7 +13,7 @@ from .output import write_text
 
 PACKAGES = (
     "gpurender",
-    *("torch", "openvino", "tensorrt", "tensorrt_rtx", "onnxruntime", "kornia", "av"),
+    *("torch", "openvino", "llvmlite", "tensorrt", "tensorrt_rtx", "onnxruntime", "kornia", "av"),
     *("nvidia-dali-cuda120", "pynvvideocodec", "torchvision"),
 )
 

@@ -16,7 +16,8 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from .color import rgb_to_nv12
-from .prefetch import Timings, stage
+from .prefetch import stage
+from .timings import Timings
 
 Codec = Literal["h264", "hevc", "av1"]
 BT709 = 1  # H.273's code point for BT.709 primaries, transfer and matrix alike

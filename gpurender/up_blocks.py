@@ -1,5 +1,6 @@
 """The `up` blocks with which a network ends, found in OpenVINO's graph."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +82,9 @@ def up_block(
         return None
     ends = stem[1] if stem else None, convolution_of(last) if last else None
     weights = UpWeights._make([*weights_of(one), *weights_of(two), *ends])
+    pairs = [*in_pairs([*weights_of(one), *weights_of(two)]), *in_pairs(ends[0] or ()), *in_pairs(ends[1] or ())]
+    if any(len(array) != len(bias) for array, bias in pairs):  # a bias that is one number for all channels
+        return None
     return UpBlock(
         y=resize.input_value(0),
         skip=inputs[source.get_node().get_friendly_name()],
@@ -90,6 +94,11 @@ def up_block(
         face=source.get_shape()[1] if stem else 0,
         weights=weights,
     )
+
+
+def in_pairs(arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and biases that follow each other, in pairs."""
+    return list(zip(arrays[::2], arrays[1::2], strict=True))
 
 
 def doubles(resize: openvino.Node) -> bool:

@@ -99,12 +99,14 @@ def test_decoder_encoder_and_report(run: Run, anna: Path) -> None:
     np.save("aud.npy", np.zeros((7, 512), np.float32))
     result = run(
         *("make", "--template", anna, "--audio", "aud.npy", "--out", "o.mov", "--report", "o.json"),
-        *("--decoder", "dali", "--encoder", "mjpeg", "--precision", "fp32"),
+        *("--trace", "t.json", "--decoder", "dali", "--encoder", "mjpeg", "--precision", "fp32"),
     )
     assert result.exit_code == 0, result.output
     assert "used openvino fp32 on cpu, decoder dali, encoder mjpeg" in result.output
     told = json.loads(Path("o.json").read_text())
     assert (told["frames"], told["decoder"], told["encoder"]) == (7, "dali", "mjpeg")
+    traced = {event["name"] for event in json.loads(Path("t.json").read_text())["traceEvents"] if event["ph"] == "X"}
+    assert traced == set(told["stage_seconds"])
     with av.open("o.mov") as container:
         assert container.streams.video[0].codec_context.name == "mjpeg"
 
@@ -244,6 +246,7 @@ def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
     refused(run, "quality 99 is not within 0 (best) to 51", *arguments, "--quality", 99)
     refused(run, "start frame 5 is not within the template's frames 0 to 4", *arguments, "--start-frame", 5)
     refused(run, "report.json is not a directory", *arguments, "--report", "report.json/a.json")
+    refused(run, "report.json is not a directory", *arguments, "--trace", "report.json/a.json")
     refused(run, "the mjpeg encoder does not make hevc", *arguments, "--encoder", "mjpeg", "--codec", "hevc")
     refused(run, "nvdec decodes videos, but the template's frames are pictures", *arguments, "--decoder", "nvdec")
     refused(run, "'tpu' is not a device", *arguments, "--device", "tpu")

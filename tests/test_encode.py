@@ -18,8 +18,8 @@ from PIL import Image
 from gpurender import InputError, OutputError, rgb_to_nv12, write_frames
 from gpurender.encode import check_destination
 from gpurender.mjpeg import jpeg_quality
-from gpurender.prefetch import Timings
 from gpurender.software_encoder import Codec, SoftwareEncoder, nv12_frames, yuv_frames
+from gpurender.timings import Timings
 
 BARS = [
     (255, 255, 255),

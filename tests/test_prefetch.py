@@ -1,14 +1,18 @@
 import gc
+import json
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
-from gpurender.prefetch import Timings, prefetch, stage
+from gpurender.prefetch import prefetch, stage
+from gpurender.timings import Timings, write_trace
 
 
 def workers() -> int:
@@ -243,6 +247,27 @@ def test_stages_work_side_by_side_and_are_timed() -> None:
     assert timings.device_seconds == {}
 
 
+def test_a_trace_shows_when_stages_worked(tmp_path: Path) -> None:
+    timings = Timings(spans=[])
+    slow = lambda x: time.sleep(0.02) or x  # noqa: E731
+    assert list(stage("second", slow, stage("first", slow, range(5), CPU, timings), CPU, timings)) == list(range(5))
+    assert timings.spans is not None
+    of = {name: sorted(span[2:] for span in timings.spans if span.name == name) for name in ("first", "second")}
+    for spans in of.values():
+        assert len(spans) == 5
+        assert all(0 <= start < end for start, end in spans)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))  # one batch after another
+    assert of["first"][1][0] < of["second"][0][1]  # the first is at the next batch while the second has this one
+    write_trace(tmp_path / "trace.json", timings.spans, overwrite=False)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"host", "first", "second"}
+    drawn = [(e["name"], e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X"]
+    assert len(drawn) == 10
+    for name, start, end in drawn:
+        assert any(abs(start - 1e6 * a) < 1 and abs(end - 1e6 * b) < 1 for a, b in of[name])
+    assert Timings().spans is None  # unless asked for, a long render would keep more and more
+
+
 def test_a_stage_that_is_left_closes_those_before_it() -> None:
     source = Source()
     last = stage("last", str, stage("first", abs, source.items(), CPU), CPU)
@@ -254,7 +279,7 @@ def test_a_stage_that_is_left_closes_those_before_it() -> None:
 @pytest.mark.gpu
 def test_stages_of_a_gpu_are_ordered_and_timed() -> None:
     device = torch.device("cuda")
-    timings = Timings()
+    timings = Timings(spans=[])
     heavy = torch.randn(2048, 2048, device=device)
 
     def double(x: torch.Tensor) -> torch.Tensor:
@@ -268,3 +293,8 @@ def test_stages_of_a_gpu_are_ordered_and_timed() -> None:
     timings.finish()
     assert timings.device_seconds["a"] > 0
     assert timings.device_seconds["b"] > 0
+    assert timings.spans is not None
+    assert {span.name for span in timings.spans if span.on_gpu} == {"a", "b"}
+    assert sum(end - start for _, on_gpu, start, end in timings.spans if on_gpu) == pytest.approx(
+        sum(timings.device_seconds.values())
+    )

@@ -20,10 +20,10 @@ from ..backdrops import Backdrops, paste_on_backdrops
 from ..crop import crop_faces, face_input
 from ..encode import open_encoder
 from ..paste import paste_faces_nv12
-from ..prefetch import Timings
 from ..render import render
 from ..sound_track import SoundTrack
 from ..template import frame_order
+from ..timings import Timings
 from .measured import Measured
 from .subject import Loaded
 
