@@ -50,7 +50,14 @@ def compiled(name: str, write: Callable[[ir.Module], None]) -> int:
     """The address of the function `name` that `write` adds to a module. The name tells all that the code depends on but
     its sources."""
     processor = this_processor()
-    known = [name, processor.name, processor.features, llvmlite.__version__, hash_of_sources()]
+    known = [
+        name,
+        processor.name,
+        processor.features,
+        llvmlite.__version__,
+        binding.llvm_version_info,
+        hash_of_sources(),
+    ]
     file = None
     with suppress(OutputError):
         file = cache_directory() / f"{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}.o"
@@ -74,7 +81,8 @@ def read_kept(file: Path) -> bytes | None:
 
 @functools.cache
 def hash_of_sources() -> str:
-    content = b"".join((SOURCES / name).read_bytes() for name in ("paste_rows.py", "up.py", "vectors.py"))
+    files = [Path(__file__), *(SOURCES / name for name in ("paste_rows.py", "up.py", "vectors.py"))]
+    content = b"".join(file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()
 
 

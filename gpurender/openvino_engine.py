@@ -46,7 +46,7 @@ class OpenVinoEngine:
         if encoder and precision == "bf16":
             encoder = in_bfloat16(encoder, [0], range(len(encoder.outputs)))
         self._encoder = Requests(encoder, precision) if encoder else None
-        self.batch = 2 * self._decoder.at_once  # while it sees a new frame, with all cores, that many are heard
+        self.batch = 2 * self._decoder.at_once  # while new frames are seen, that many are heard
 
     def _load_decoder(self, decoder: openvino.Model) -> Requests | UpDecoder:
         if self.precision == "bf16":

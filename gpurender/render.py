@@ -24,7 +24,7 @@ from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .crop import crop_and_mask
 from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import Engine, EngineName, Precision, load_audio_engine, load_engine, resolve_device
-from .errors import DeviceError
+from .errors import DeviceError, OutputError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template
 from .ops import why_no_kernels
@@ -245,6 +245,8 @@ def make(
     template, audio = find_template(template), find_sound(audio)
     out = Path(out) if out is not None else Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4")
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
+    if report is not None and trace is not None and Path(report).absolute() == Path(trace).absolute():
+        raise OutputError(f"{report} cannot be both the report and the trace; give two names.")
     for file in (report, trace):
         if file is not None:
             check_output(Path(file), overwrite)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import openvino
 
-from .kernels.up import UpWeights
+from .kernels.up import PICTURE, UpWeights
 from .openvino_graph import Block, constant, find_blocks, matches, only_consumer
 
 
@@ -83,7 +83,7 @@ def up_block(
     ends = stem[1] if stem else None, convolution_of(last) if last else None
     weights = UpWeights._make([*weights_of(one), *weights_of(two), *ends])
     pairs = [*in_pairs([*weights_of(one), *weights_of(two)]), *in_pairs(ends[0] or ()), *in_pairs(ends[1] or ())]
-    if any(len(array) != len(bias) for array, bias in pairs):  # a bias that is one number for all channels
+    if any(len(array) != len(bias) for array, bias in pairs) or (ends[1] and len(ends[1][0]) != PICTURE):
         return None
     return UpBlock(
         y=resize.input_value(0),
@@ -167,6 +167,7 @@ def convolution_of(convolution: openvino.Node) -> tuple[np.ndarray, np.ndarray]:
     bias = only_consumer(convolution)
     assert bias is not None
     weights = np.array(convolution.input_value(1).get_node().get_data(), np.float32)
-    bias_values = np.array(bias.input_value(1).get_node().get_data(), np.float32).reshape(-1)
+    values = np.array(bias.input_value(1).get_node().get_data(), np.float32)
+    bias_values = values.reshape(-1) if values.shape[-2:] == (1, 1) else values[:0]  # not a number for each channel
     depthwise = convolution.get_type_name() == "GroupConvolution"
     return weights.reshape(-1, 3, 3) if depthwise else weights.reshape(len(weights), -1), bias_values

@@ -84,7 +84,7 @@ class UpDecoder:
         if halves[0]:
             head = in_bfloat16(head, [], [0])
         compiled_head = compiled_model(head, precision)
-        self.at_once: int = compiled_head.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self.at_once: int = compiled_head.get_property("INFERENCE_NUM_THREADS")  # a kernel is one thread
 
         self._skips = [block.skip for block in blocks]
         self._kernels: list[UpKernel] = []
@@ -101,7 +101,8 @@ class UpDecoder:
         self._pool = ThreadPoolExecutor(self.at_once, "network")
 
     def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "Started":
-        """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
+        """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied; outputs are
+        contiguous, on multiples of 64 bytes."""
         frames = zip(items, outputs, strict=True)
         return Started([self._pool.submit(self._decode, item, picture) for item, (picture,) in frames])
 
@@ -140,7 +141,8 @@ def head_of(decoder: openvino.Model, y: openvino.Output) -> openvino.Model:
             needed.add(node.get_friendly_name())
             ahead += [value.get_node() for value in node.input_values()]
     inputs = [parameter for parameter in decoder.get_parameters() if parameter.get_friendly_name() in needed]
-    return openvino.Model([y], inputs)  # pyright: ignore  # its own annotations contradict each other
+    head = openvino.Model([y], inputs)  # pyright: ignore  # its own annotations contradict each other
+    return head.clone()  # in which y has no other consumers
 
 
 class UpKernel:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cubic import read_rect, tile_of
+from .cubic import nearest_in, read_rect, tile_of
 from .nv12 import load_rgb, rgb_of, store_nv12
 
 TILE = (8, 128)
@@ -112,9 +112,9 @@ def to_rgb_kernel(
         for j in tl.static_range(5):
             row_cb = tl.zeros((TILE_Y, TILE_X), tl.float32)
             row_cr = tl.zeros((TILE_Y, TILE_X), tl.float32)
-            row = tl.clamp(y // 2 + j - 2, 0, height // 2 - 1).to(tl.int64)
+            row = nearest_in(y // 2 + j - 2, height // 2 - 1).to(tl.int64)
             for i in tl.static_range(5):
-                column = tl.clamp(x // 2 + i - 2, 0, width // 2 - 1).to(tl.int64)
+                column = nearest_in(x // 2 + i - 2, width // 2 - 1).to(tl.int64)
                 weight = tl.where(x % 2 == 0, ACROSS[0][i], ACROSS[1][i])[None, :]
                 at = chroma + row[:, None] * surface_y + (column * 2)[None, :] * surface_x
                 row_cb += (tl.load(at, mask=within, other=0).to(tl.float32) - 128) * weight

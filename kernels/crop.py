@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cubic import computed_in, divided, four_taps, nth, on_device, read_rect, rounded, tile_of
+from .cubic import computed_in, divided, four_taps, nearest_in, nth, on_device, read_rect, rounded, tile_of
 from .nv12 import rgb_of
 
 CROP, BORDER = tl.constexpr(328), tl.constexpr(4)
@@ -71,12 +71,12 @@ def crop_kernel(
     blue = tl.zeros((TILE_Y, TILE_X), ACC)
     for j in range(4):
         wy = nth(j, wy0, wy1, wy2, wy3)[:, None]
-        row = y0 + tl.clamp(top + j, 0, height - 1)
+        row = y0 + nearest_in(top + j, height - 1)
         row_red = tl.zeros((TILE_Y, TILE_X), ACC)
         row_green = tl.zeros((TILE_Y, TILE_X), ACC)
         row_blue = tl.zeros((TILE_Y, TILE_X), ACC)
         for i in tl.static_range(4):
-            column = x0 + tl.clamp(left + i, 0, width - 1)
+            column = x0 + nearest_in(left + i, width - 1)
             if NV12:
                 at = frame + row.to(tl.int64)[:, None] * by_row + column.to(tl.int64)[None, :] * by_column
                 chroma_row = (luma_rows + row // 2).to(tl.int64)

@@ -78,3 +78,9 @@ def outer(x):
 def rounded(x):
     """To the nearest integer in 0..255, halves to even, of float32: adding 1.5·2²³ leaves no bits for a fraction."""
     return tl.clamp((x + 12582912.0) - 12582912.0, 0.0, 255.0)
+
+
+@triton.jit
+def nearest_in(n, last):
+    """The nearest of 0..last. (Triton clamps integers since 3.9 alone.)"""
+    return tl.minimum(tl.maximum(n, 0), last)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .color import rgb_to_nv12
-from .cubic import computed_in, divided, four_taps, nth, on_device, read_rect, rounded, tile_of
+from .cubic import computed_in, divided, four_taps, nearest_in, nth, on_device, read_rect, rounded, tile_of
 from .nv12 import load_rgb, store_nv12
 
 CROP, BORDER, INNER = tl.constexpr(328), tl.constexpr(4), tl.constexpr(320)
@@ -92,13 +92,13 @@ def paste_kernel(
         face_blue = tl.zeros((TILE_Y, TILE_X), ACC)
         for j in range(4):
             wy = nth(j, wy0, wy1, wy2, wy3)[:, None]
-            v = tl.clamp(face_y + j, 0, CROP - 1)
+            v = nearest_in(face_y + j, CROP - 1)
             drawn_rows = (v >= BORDER) & (v < BORDER + INNER)
             row_red = tl.zeros((TILE_Y, TILE_X), ACC)
             row_green = tl.zeros((TILE_Y, TILE_X), ACC)
             row_blue = tl.zeros((TILE_Y, TILE_X), ACC)
             for i in tl.static_range(4):
-                u = tl.clamp(face_x + i, 0, CROP - 1)
+                u = nearest_in(face_x + i, CROP - 1)
                 drawn = drawn_rows[:, None] & ((u >= BORDER) & (u < BORDER + INNER))[None, :]
                 of_crop = crop + v[:, None] * crop_y + u[None, :] * crop_x
                 of_network = prediction + v[:, None] * prediction_y + u[None, :] * prediction_x

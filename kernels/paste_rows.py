@@ -46,7 +46,7 @@ def taps(size: int) -> Taps:
 
 
 def multiply_add(a: np.ndarray | np.float32, b: np.ndarray, c: np.float32) -> np.ndarray:
-    """a·b + c of float32, rounded once."""
+    """a·b + c of float32, rounded as a processor rounds it, but for rare ties."""
     return (np.float64(a) * b + np.float64(c)).astype(np.float32)
 
 

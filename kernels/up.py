@@ -205,7 +205,7 @@ def scratch_places(shape: UpShape) -> tuple[dict[str, int], int]:
         {
             "zeros": wide * max(inner, inner2, skip),
             "inner": 3 * wide * inner,
-            "below": 2 * shape.width // 2 * inner,
+            "below": shape.width * inner,
             "between": shape.width // 2 * inner,
             "x": 3 * shape.width * out,
             "x half": shape.width * out,
@@ -219,7 +219,7 @@ def scratch_places(shape: UpShape) -> tuple[dict[str, int], int]:
 
 def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
     """Add the function `name` to a module: pointers to y, the skip or the face, the weights, scratch memory that was
-    zeroed once, and the output. All but y lie on multiples of 64 bytes."""
+    zeroed once, and the output; the last three lie on multiples of 64 bytes."""
     height, width, lanes = shape.height, shape.width, shape.lanes
     inner, out, inner2, skip = (
         rounded_up(channels, lanes) for channels in (shape.inner, shape.out, shape.inner2, shape.skip)

@@ -1,6 +1,6 @@
 """What kernels for processors are written with: functions of vectors and loops, compiled by LLVM.
 
-All memory is counted in words of 4 bytes: one float32, or two bfloat16.
+Memory is counted in words of 4 bytes, one float32 or two bfloat16, unless it says otherwise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -235,7 +235,7 @@ class Function:
         return self.builder.call(intrinsic, [total, self.builder.bitcast(a, pairs), self.builder.bitcast(b, pairs)])
 
     def relu(self, value: ir.Value) -> ir.Value:
-        positive = self.builder.fcmp_ordered(">", value, self.zeros())
+        positive = self.builder.fcmp_unordered(">", value, self.zeros())  # so that NaN shows
         return self.builder.select(positive, value, self.zeros())
 
     def sigmoid(self, value: ir.Value) -> ir.Value:
@@ -257,7 +257,7 @@ class Function:
     def clamped(self, value: ir.Value, least: float, most: float) -> ir.Value:
         for order, limit in ((">", least), ("<", most)):
             bound = self.constant(limit)
-            value = self.builder.select(self.builder.fcmp_ordered(order, value, bound), value, bound)
+            value = self.builder.select(self.builder.fcmp_unordered(order, value, bound), value, bound)
         return value
 
     def _intrinsic(self, name: str, kinds: Sequence[ir.Type]) -> ir.Function:

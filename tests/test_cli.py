@@ -247,6 +247,7 @@ def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
     refused(run, "start frame 5 is not within the template's frames 0 to 4", *arguments, "--start-frame", 5)
     refused(run, "report.json is not a directory", *arguments, "--report", "report.json/a.json")
     refused(run, "report.json is not a directory", *arguments, "--trace", "report.json/a.json")
+    refused(run, "cannot be both the report and the trace", *arguments, "--report", "a.json", "--trace", "a.json")
     refused(run, "the mjpeg encoder does not make hevc", *arguments, "--encoder", "mjpeg", "--codec", "hevc")
     refused(run, "nvdec decodes videos, but the template's frames are pictures", *arguments, "--decoder", "nvdec")
     refused(run, "'tpu' is not a device", *arguments, "--device", "tpu")

@@ -252,7 +252,7 @@ def test_a_trace_shows_when_stages_worked(tmp_path: Path) -> None:
     slow = lambda x: time.sleep(0.02) or x  # noqa: E731
     assert list(stage("second", slow, stage("first", slow, range(5), CPU, timings), CPU, timings)) == list(range(5))
     assert timings.spans is not None
-    of = {name: sorted(span[2:] for span in timings.spans if span.name == name) for name in ("first", "second")}
+    of = {name: sorted(span[3:] for span in timings.spans if span.name == name) for name in ("first", "second")}
     for spans in of.values():
         assert len(spans) == 5
         assert all(0 <= start < end for start, end in spans)
@@ -295,6 +295,6 @@ def test_stages_of_a_gpu_are_ordered_and_timed() -> None:
     assert timings.device_seconds["b"] > 0
     assert timings.spans is not None
     assert {span.name for span in timings.spans if span.on_gpu} == {"a", "b"}
-    assert sum(end - start for _, on_gpu, start, end in timings.spans if on_gpu) == pytest.approx(
+    assert sum(end - start for _, on_gpu, _, start, end in timings.spans if on_gpu) == pytest.approx(
         sum(timings.device_seconds.values())
     )
