@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def compiled_model(model: openvino.Model, precision: str) -> openvino.CompiledModel:
-    """The model for the CPU, a request on each core.
+    """The model for the CPU, for as many requests at once as OpenVINO finds best: on few cores, one on each.
 
     In `bf16` OpenVINO computes in bfloat16; in other precisions, in the types that the model has.
     """
