@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -45,6 +47,26 @@ def driver_is_here() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def context_kept() -> Iterator[None]:
+    """Whatever this does, the thread's current context is afterwards what it was.
+
+    PyNvVideoCodec leaves one of its own where it finds no NVENC (seen on an H200): torch's streams and events, which
+    belong to another, are invalid in it.
+    """
+    if not driver_is_here():
+        yield
+        return
+    driver = ctypes.CDLL("libcuda.so.1")
+    before = ctypes.c_void_p()
+    known = driver.cuCtxGetCurrent(ctypes.byref(before)) == OK
+    try:
+        yield
+    finally:
+        if known:
+            driver.cuCtxSetCurrent(before)
 
 
 def driver_version() -> str | None:

@@ -171,6 +171,7 @@ def write_frames(
             for count, packets in packets_of:
                 if packets and track is None and sound is not None and source is not None:
                     track = SoundTrack(container, sound, source)  # behind the picture's track, which is there by now
+                    open_files.callback(track.close)
                 container.mux(packets)
                 if track is not None:
                     track.write_until(count / rate)

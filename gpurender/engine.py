@@ -138,7 +138,7 @@ def load_engine(
     elif engine == "tensorrt":
         choice = tensorrt_choice(path, mode, device, batch, notify)
     else:
-        choice = torch_choice(path, mode, device)
+        choice = torch_choice(path, mode, device, notify)
     if precision not in ("auto", *choice.precisions):
         raise DeviceError(
             f"the {engine} engine has no {precision} {choice.where}; it has {', '.join(choice.precisions)}."
@@ -203,14 +203,14 @@ def openvino_choice(path: Path, mode: Mode | None, device: torch.device, notify:
     return Choice(["fp32", *faster], faster, build, exact)
 
 
-def torch_choice(path: Path, mode: Mode | None, device: torch.device) -> Choice:
+def torch_choice(path: Path, mode: Mode | None, device: torch.device, notify: Callable[[str], None]) -> Choice:
     if path.suffix == ".onnx":
         raise DeviceError(
             f"{path}: the torch engine runs .pth checkpoints, not ONNX; give the checkpoint, --engine tensorrt, or "
             "--device cpu for the openvino engine."
         )
     network = load_unet(path, mode)
-    build = functools.cache(lambda precision: TorchEngine(network, device, precision))
+    build = functools.cache(lambda precision: TorchEngine(network, device, precision, notify))
     return Choice(["fp32", "fp16", "bf16"], ["fp16"] if device.type == "cuda" else [], build, lambda: build("fp32"))
 
 
@@ -272,7 +272,7 @@ def tensorrt_attempts(
             return engine
 
     def with_torch(checkpoint: Path) -> Engine:
-        return TorchEngine(load_unet(checkpoint, halves.mode), device, precision)
+        return TorchEngine(load_unet(checkpoint, halves.mode), device, precision, notify)
 
     if precision == "fp16":
         half = halves if halves.half else read_halves(cached_half(onnx, notify), halves.mode)

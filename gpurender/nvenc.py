@@ -15,7 +15,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
-from .cuda import NO_DRIVER, driver_is_here, why_no_cuda
+from .cuda import NO_DRIVER, context_kept, driver_is_here, why_no_cuda
 from .elementary import ElementaryTrack
 from .errors import DeviceError
 from .prefetch import stage
@@ -57,7 +57,7 @@ class NvencEncoder:
         self._stream = torch.cuda.Stream(device)  # a handle of 0 would make the encoder run on one of its own
         settings = session_settings(codec, quality, rate, b_frames)
         try:
-            with torch.cuda.device(device):
+            with torch.cuda.device(device), context_kept():
                 self._session = self._codec.CreateEncoder(
                     *(width, height, "NV12", False),
                     gpu_id=device.index or 0,
@@ -153,7 +153,8 @@ def encoder_abilities(gpu: int, codec: Codec) -> dict[str, int]:
     if not torch.cuda.is_available():  # asked first: without a GPU, PyNvVideoCodec ends the process
         raise DeviceError(f"there is no GPU for NVENC: {why_no_cuda()}")
     try:
-        return dict(load_codec().GetEncoderCaps(gpuid=gpu, codec=codec))
+        with context_kept():
+            return dict(load_codec().GetEncoderCaps(gpuid=gpu, codec=codec))
     except DeviceError:
         raise
     except Exception as error:

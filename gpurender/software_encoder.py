@@ -136,7 +136,9 @@ def nv12_frames(batches: Iterable[Tensor], device: torch.device, timings: Timing
         if copied is not None:
             copied.synchronize()
         for surface in surfaces.numpy():
-            frame = av.VideoFrame.from_ndarray(surface, "nv12")
+            # Not copied where PyAV takes it, which wants a height of a multiple of 4: encoders copy what they need.
+            wrapped = av.VideoFrame.from_numpy_buffer if len(surface) % 6 == 0 else av.VideoFrame.from_ndarray
+            frame = wrapped(surface, "nv12")
             frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
             yield frame
 

@@ -1,4 +1,4 @@
-"""A file's sound -> a video's sound track: AAC at its own rate and channels."""
+"""A file's sound -> a video's sound track: AAC at its own rate and channels, on a thread of its own."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,6 +14,10 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
 from .errors import InputError
+from .prefetch import prefetch
+
+AHEAD = 64
+"""Packets that may be ready before the picture has come so far: about three seconds."""
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
@@ -31,7 +35,7 @@ class SoundTrack:
         if layout == f"{track.layout.nb_channels} channels":  # a plain WAV does not say which is which
             layout = LAYOUTS.get(track.layout.nb_channels, "stereo")
         self._stream = cast(AudioStream, container.add_stream("aac", rate, layout=layout))
-        self._packets = self._encode(_decode(sound, source))
+        self._packets = prefetch(self._encode(_decode(sound, source)), AHEAD)
         self._written_seconds: Fraction | float = 0
 
     def write_until(self, seconds: Fraction | None) -> None:
@@ -43,6 +47,10 @@ class SoundTrack:
             if packet.pts is not None and packet.time_base is not None:
                 self._written_seconds = packet.pts * packet.time_base
             self._container.mux(packet)
+
+    def close(self) -> None:
+        """End the thread, which reads the source."""
+        self._packets.close()
 
     def _encode(self, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
         context = cast(AudioCodecContext, self._stream.codec_context)

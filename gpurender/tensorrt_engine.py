@@ -1,14 +1,14 @@
 """TensorRT: runs ONNX networks on NVIDIA GPUs, each half as a plan that is built once for the GPU and kept."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
+from .cuda_graphs import Turns, captured
 from .halves import Halves
 from .network import Encoded, Mode
 from .tensorrt_build import PlanError
@@ -18,7 +18,6 @@ from .tensorrt_plan import Context, Plan
 # tensor is 26 MB a frame, so that 16 frames are beyond any cache as it is, and 0.4 GB.
 BATCH = 16
 TYPES: dict[int, torch.dtype] = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float16}
-CAPTURING = threading.Lock()  # a capture begins by waiting for the whole GPU, which another capture must not be in
 
 
 class TensorRtEngine:
@@ -98,7 +97,7 @@ class Runner:
         self._rows = rows
         self._whole = whole
         self._notes = notes
-        self._lock = threading.Lock()
+        self._turns = Turns(device)
         self._inputs = {value.name: buffer(value, rows, device) for value in half.graph.input}
         self._outputs = {value.name: buffer(value, rows, device) for value in half.graph.output}
         full = self._context(often=True)
@@ -112,7 +111,6 @@ class Runner:
         self._replay: Callable[[], None] | None = None
         self._graphs = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._done = torch.cuda.Event() if device.type == "cuda" else None
 
     def __call__(
         self, frames: int, *inputs: Tensor | Sequence[Tensor], dtype: torch.dtype | None = None
@@ -127,7 +125,7 @@ class Runner:
         Returns:
             the outputs' batches, in memory of their own.
         """
-        with self._turn():
+        with self._turns.taken():
             for memory, given in zip(self._inputs.values(), inputs, strict=True):
                 if isinstance(given, Tensor):
                     memory[:frames].copy_(given)
@@ -139,18 +137,6 @@ class Runner:
                 else:
                     self._run_ragged(frames, stream)
             return [memory[:frames].to(dtype or memory.dtype, copy=True) for memory in self._outputs.values()]
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """The memory is one call's until what that call put on its stream is done."""
-        with self._lock, torch.cuda.device(self._device) if self._done else nullcontext():
-            if self._done:
-                self._done.wait()  # on the current stream; the host goes on
-            try:
-                yield
-            finally:
-                if self._done:
-                    self._done.record()
 
     @contextmanager
     def _beside_default_stream(self) -> Iterator[int]:
@@ -226,13 +212,3 @@ def buffer(value: Any, rows: int, device: torch.device) -> Tensor:
     tensor = value.type.tensor_type
     shape = [dim.dim_value for dim in tensor.shape.dim][1:]
     return torch.zeros(rows, *shape, dtype=TYPES[tensor.elem_type], device=device)
-
-
-def captured(launch: Callable[[int], None], device: torch.device) -> Callable[[], None]:
-    """Capture a launch in a CUDA graph without running it; what is returned runs it, on torch's current stream."""
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream(device)
-    # "thread_local": other threads' copies and allocations go on meanwhile
-    with CAPTURING, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        launch(stream.cuda_stream)
-    return graph.replay

@@ -6,37 +6,142 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .cuda_graphs import Turns, captured
+from .export import example_input
+from .fused_network import FusedUNet
 from .network import Encoded, Mode, UNet
+from .ops import why_no_kernels
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BATCH = {"cuda": 16, "cpu": 1}  # on a CPU a batch only leaves the cache
 
 
 class TorchEngine:
-    """The torch module itself, channels-last."""
+    """torch's own layers, channels-last; in half precision on a GPU, Triton kernels in their place.
+
+    On a GPU, batches of a size that comes again are replayed from a CUDA graph.
+    """
 
     name = "torch"
 
-    def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        network: UNet,
+        device: torch.device,
+        precision: str,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.precision = precision
         self.measured_psnr_db: dict[str, float] = {}
         self.notes: list[str] = []
         self.mode: Mode = network.mode
         self.device = device
-        self.batch = 16 if device.type == "cuda" else 1  # on a CPU a batch only leaves the cache
-        self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        self._network = copy.deepcopy(network).to(device, self._dtype)
-        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.batch = BATCH[device.type]
+        self._network = self._fused(network, notify) or PlainUNet(network, device, TYPES[precision])
+        self._replays = Replays(self._network.decode, device, self.notes) if device.type == "cuda" else None
+
+    def _fused(self, network: UNet, notify: Callable[[str], None]) -> FusedUNet | None:
+        """The network by kernels, where they run; tried with a frame, which compiles them."""
+        if self.device.type != "cuda" or self.precision == "fp32" or why_no_kernels("cuda") is not None:
+            return None  # of missing kernels, the render's notes tell
+        notify(f"preparing the network's kernels on {self.device}; half a minute the first time")
+        try:
+            fused = FusedUNet(network, self.device, TYPES[self.precision])
+            faces, audio = (tensor.to(self.device) for tensor in example_input(1, network.mode))
+            with torch.inference_mode():
+                fused.decode(fused.encode(faces), audio)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the compiler, the assembler, the driver
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            self.notes.append(f"torch's layers run the network, not kernels, which do not start ({reason[0]})")
+            return None
+        return fused
 
     @torch.inference_mode()
     def encode(self, faces: Tensor) -> list[Encoded]:
-        faces = faces.to(self._dtype, memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 means fp32
-            return list(zip(faces, *self._network.encode(faces), strict=True))
+        return list(zip(*self._network.encode(faces), strict=True))
 
     @torch.inference_mode()
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
-        face, *levels = (torch.stack(level) for level in zip(*encoded, strict=True))
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self._network.decode(face, tuple(levels), audio.to(self._dtype)).float()
+        if self._replays is not None:
+            return self._replays(encoded, audio)
+        return self._network.decode(stacked(encoded), audio)
 
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
         pictures = self.decode(encoded, audio)  # a GPU works on; whoever reads them waits on its stream
         return lambda: pictures
+
+
+class PlainUNet:
+    """The module itself."""
+
+    def __init__(self, network: UNet, device: torch.device, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._network = copy.deepcopy(network).to(device, dtype)
+        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def encode(self, faces: Tensor) -> tuple[Tensor, ...]:
+        faces = faces.to(self._dtype, memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 means fp32
+            return faces, *self._network.encode(faces)
+
+    def decode(self, levels: tuple[Tensor, ...], audio: Tensor) -> Tensor:
+        face, *rest = levels
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self._network.decode(face, tuple(rest), audio.to(self._dtype)).float()
+
+
+class Replays:
+    """A network's second half, replayed from a CUDA graph, for any thread and stream, one call after another."""
+
+    def __init__(
+        self, decode: Callable[[tuple[Tensor, ...], Tensor], Tensor], device: torch.device, notes: list[str]
+    ) -> None:
+        """
+        Args:
+            notes: is told of what does not work.
+        """
+        self._decode = decode
+        self._device = device
+        self._notes = notes
+        self._turns = Turns(device)
+        self._works = True
+        self._frames = 0
+        self._levels: tuple[Tensor, ...] = ()
+        self._audio = self._pictures = torch.empty(0)
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
+        with self._turns.taken():
+            if len(encoded) != self._frames:  # a size that comes once, as a last batch does, is not worth a graph
+                self._frames = len(encoded)
+                self._replay = None
+                self._levels = ()
+                return self._decode(stacked(encoded), audio)
+            if self._replay is None and self._works:
+                self._capture(encoded, audio)
+            if self._replay is None:
+                return self._decode(stacked(encoded), audio)
+            for memory, level in zip(self._levels, zip(*encoded, strict=True), strict=True):
+                torch.stack(level, out=memory)
+            self._audio.copy_(audio)
+            self._replay()
+            return self._pictures.clone()
+
+    def _capture(self, encoded: Sequence[Encoded], audio: Tensor) -> None:
+        self._levels, self._audio = stacked(encoded), audio.clone()
+
+        def launch(stream: int) -> None:
+            self._pictures = self._decode(self._levels, self._audio)
+
+        try:
+            self._replay = captured(launch, self._device)
+        except RuntimeError as error:
+            self._works = False
+            reason = str(error).splitlines()[0]
+            self._notes.append(f"torch's launches could not be captured in a CUDA graph ({reason})")
+
+
+def stacked(encoded: Sequence[Encoded]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack(level) for level in zip(*encoded, strict=True))

@@ -19,7 +19,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from gpurender.color import BETWEEN, chroma_weights, equations
-from gpurender.kernels import color, crop, paste
+from gpurender.kernels import color, crop, paste, residual
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -57,6 +57,7 @@ def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwa
     assert numbers, used
     of = [str(value.dtype).removeprefix("torch.") for value in args if isinstance(value, torch.Tensor)]
     of += [name for name, value in kwargs.items() if value is True] + (["ACROSS"] if kwargs.get("ACROSS") else [])
+    of += [f"{kwargs[name]}" for name in ("ROWS", "COLUMNS", "BLOCK_P", "BLOCK_M", "BLOCK_C") if name in kwargs]
     results[" ".join([kernel.__name__, *of])] = {
         "registers": int(numbers[1]),
         "stack": int(numbers[2]),
@@ -87,7 +88,33 @@ def main() -> None:
             color.nv12_to_rgb(surfaces, frames, bt709, None, None)
             for across, down in BETWEEN.values():
                 color.nv12_to_rgb(surfaces, frames, bt709, chroma_weights(across), chroma_weights(down))
+    network_layers()
     print(json.dumps(results))
+
+
+def network_layers() -> None:
+    """Of the full-width network, a layer for each way that a kernel is launched."""
+
+    def half(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=torch.float16)
+
+    def weights(inputs: int, made: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return half(inputs, made), torch.empty(made)
+
+    for size, channels, made in ((320, 12, 128), (160, 32, 128), (80, 64, 256), (20, 256, 1024)):
+        x, below, out = half(1, size, size, channels), half(1, size // 2, size // 2, made), half(1, size, size, made)
+        residual.pointwise(x, *weights(channels, made), out, "relu", below)
+    x = half(1, 10, 10, 1024)
+    residual.pointwise(x, *weights(1024, 512), half(1, 10, 10, 512), "none", added=half(1, 10, 10, 512))
+    residual.pointwise(half(1, 320, 320, 16), *weights(16, 3), torch.empty(1, 3, 320, 320), "sigmoid", planes=True)
+    for size, channels, made in ((320, 128, 16), (160, 64, 32), (320, 32, 16)):
+        x, out = half(1, size, size, channels), half(1, size, size, made)
+        residual.depthwise(x, torch.empty(9, channels), torch.empty(channels), out, weights(channels, made), out)
+    for size, channels in ((320, 12), (80, 256), (20, 1024), (10, 1024)):
+        x = half(1, size, size, channels)
+        residual.depthwise(x, torch.empty(9, channels), torch.empty(channels), x)
+    x, out = half(1, 320, 320, 64), half(1, 160, 160, 32)
+    residual.depthwise_halving(x, torch.empty(9, 64), torch.empty(64), out, weights(64, 32))
 
 
 if __name__ == "__main__":

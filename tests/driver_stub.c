@@ -39,7 +39,6 @@ static int there(void) { return gpus() ? SUCCESS : NO_DEVICE; }
 
 SAYS_WHETHER_THERE(cuInit)
 SAYS_WHETHER_THERE(cuCtxDestroy_v2)
-SAYS_WHETHER_THERE(cuCtxPushCurrent_v2)
 SAYS_WHETHER_THERE(cuDevicePrimaryCtxRelease_v2)
 SAYS_WHETHER_THERE(cuEventDestroy_v2)
 SAYS_WHETHER_THERE(cuEventRecord)
@@ -47,8 +46,6 @@ SAYS_WHETHER_THERE(cuEventSynchronize)
 SAYS_WHETHER_THERE(cuStreamDestroy_v2)
 SAYS_WHETHER_THERE(cuStreamSynchronize)
 SAYS_WHETHER_THERE(cuStreamWaitEvent)
-GIVES_A_HANDLE(cuCtxCreate_v2)
-GIVES_A_HANDLE(cuCtxPopCurrent_v2)
 GIVES_A_HANDLE(cuDevicePrimaryCtxRetain)
 GIVES_A_HANDLE(cuEventCreate)
 GIVES_A_HANDLE(cuStreamCreate)
@@ -57,6 +54,37 @@ ALLOCATES(cuMemAllocAsync, bytes, size_t bytes, void *stream)
 HAS_NO_MEMORY(cuMemcpyDtoH_v2)
 HAS_NO_MEMORY(cuMemcpyDtoHAsync_v2)
 HAS_NO_MEMORY(cuMemcpyHtoD_v2)
+
+/* Of contexts, each thread has a stack. */
+static __thread void *contexts[64];
+static __thread int depth = 0;
+
+int cuCtxGetCurrent(void **context) {
+    *context = depth ? contexts[depth - 1] : NULL;
+    return there();
+}
+
+int cuCtxSetCurrent(void *context) {
+    if (!depth) depth = 1;
+    contexts[depth - 1] = context;
+    return there();
+}
+
+int cuCtxPushCurrent_v2(void *context) {
+    contexts[depth++] = context;
+    return there();
+}
+
+int cuCtxPopCurrent_v2(void **context) {
+    if (context) *context = depth ? contexts[depth - 1] : NULL;
+    if (depth) depth--;
+    return there();
+}
+
+int cuCtxCreate_v2(void **context, unsigned flags, int device) {
+    *context = (void *)1;
+    return cuCtxPushCurrent_v2(*context);
+}
 
 int cuMemAllocPitch_v2(void **memory, size_t *pitch, size_t width, size_t height, unsigned element) {
     *pitch = (width + 511) / 512 * 512;

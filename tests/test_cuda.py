@@ -33,6 +33,34 @@ def test_a_driver_without_a_gpu_and_one_that_is_too_old(driver_stub: dict[str, s
     assert "update the driver, or install torch for CUDA 11" in old.stdout
 
 
+CONTEXTS = """
+import ctypes, PyNvVideoCodec
+from gpurender.cuda import context_kept
+
+driver = ctypes.CDLL("libcuda.so.1")
+
+def current():
+    context = ctypes.c_void_p()
+    driver.cuCtxGetCurrent(ctypes.byref(context))
+    return context.value
+
+driver.cuCtxSetCurrent(ctypes.c_void_p(328))
+with context_kept():
+    try:
+        PyNvVideoCodec.GetEncoderCaps(gpuid=0, codec="h264")
+    except Exception as error:
+        print("refused" if current() else "?")
+    driver.cuCtxSetCurrent(ctypes.c_void_p(77))
+print(current())
+"""
+
+
+def test_the_current_context_is_kept(driver_stub: dict[str, str]) -> None:
+    """Around PyNvVideoCodec, which on an H200 left another one behind."""
+    done = run_python(CONTEXTS, driver_stub, gpus=1)
+    assert done.stdout.split() == ["refused", "328"], done.stderr
+
+
 @pytest.mark.gpu
 def test_the_gpus_engines_are_told() -> None:
     engines = fixed_function_engines(0)

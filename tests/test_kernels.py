@@ -30,7 +30,7 @@ few = settings(
 FLOATS = [torch.float64, torch.float32, torch.float16]
 if torch.cuda.is_available():
     FLOATS.append(torch.bfloat16)  # to which the interpreter cuts, and GPUs round
-TIE = 1e-3  # levels from the middle of two, within which kernel and reference may round to either
+TIE = 2e-3  # levels from the middle of two, within which kernel and reference may round to either
 
 
 @pytest.fixture(autouse=True)
@@ -341,9 +341,12 @@ def test_kernels_compile_and_keep_their_values_in_registers(capability: int) -> 
     done = subprocess.run([sys.executable, script, str(capability)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     compiled = json.loads(done.stdout)
-    assert {name.split()[0] for name in compiled} == {"crop_kernel", "paste_kernel", "to_nv12_kernel", "to_rgb_kernel"}
+    of_pixels = {"crop_kernel", "paste_kernel", "to_nv12_kernel", "to_rgb_kernel"}
+    of_networks = {"pointwise_kernel", "depthwise_kernel", "depthwise_halving_kernel"}
+    assert {name.split()[0] for name in compiled} == of_pixels | of_networks
     for name, needs in compiled.items():
-        assert needs["stack"] == 0, f"{name} spills"
-        assert needs["registers"] <= 128 or "float64" in name, f"{name} needs {needs['registers']} registers"
+        assert needs["stack"] <= (0 if name.split()[0] in of_pixels else 128), f"{name} spills {needs['stack']} bytes"
+        few = name.split()[0] in of_pixels and "float64" not in name
+        assert needs["registers"] <= 128 or not few, f"{name} needs {needs['registers']} registers"
         if name.startswith("to_nv12_kernel") and "EVEN" in name:
             assert (needs["byte loads"], needs["byte stores"]) == (0, 0), f"{name} moves single bytes"

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from gpurender import Features, Template, UNet, load_engine, load_features, open_template, render
-from gpurender.engine import TorchEngine
 from gpurender.render import Pixels
 from gpurender.software_encoder import as_nv12
+from gpurender.torch_engine import PlainUNet, TorchEngine
 
 FRAMES, HEIGHT, WIDTH = 6, 120, 160
 
@@ -64,7 +64,7 @@ def test_the_loop_neither_copies_nor_waits(
     monkeypatch.setattr(sys.modules["gpurender.render"], "stage", in_this_thread)
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # rectangles are real, on the host
     engine = TorchEngine(UNet(**TINY).eval(), torch.device("cpu"), precision)
-    for module in engine._network.modules():
+    for module in cast(PlainUNet, engine._network)._network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:

@@ -25,9 +25,7 @@ def test_auto_goes_on_with_torch_and_says_why(
 ) -> None:
     pretend_gpu(monkeypatch)
     monkeypatch.setattr(engine_module, "find_tensorrt", lambda: rtx)
-    monkeypatch.setattr(
-        engine_module, "TorchEngine", lambda network, device, precision: TorchEngine(network, CPU, "fp32")
-    )
+    monkeypatch.setattr(engine_module, "TorchEngine", lambda network, *rest: TorchEngine(network, CPU, "fp32"))
     engine = load_engine(tiny_unet, device="cuda")
     assert engine.name == "torch"
     assert len(engine.notes) == 1

@@ -195,7 +195,7 @@ def test_streams(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, current: str)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[current])
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: streams["default"])
     runner = engine._decoder
-    runner._stream, runner._done = streams["own"], StandInEvent(log)
+    runner._stream, runner._turns._done = streams["own"], StandInEvent(log)
     context = plans["decoder"].contexts[0][1]
     execute = context.execute_async_v3
     monkeypatch.setattr(context, "execute_async_v3", lambda handle: log.append(f"run on {handle}") or execute(handle))

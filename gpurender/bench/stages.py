@@ -229,6 +229,7 @@ def encode_once(loaded: Loaded, batches: list[Tensor], timings: Timings) -> tupl
         packets = list(encoder.packets(iter(batches), timings))
         began = time.perf_counter()
         track = SoundTrack(container, loaded.subject.sound, source)
+        files.callback(track.close)
         for count, some in packets:
             container.mux(some)
             track.write_until(count / rate)
