@@ -2,10 +2,11 @@
 
     python benchmarks/network.py
 
-Ways differ in precision, in the order of memory (channels last or first), and in the launch: kernel by kernel
-(`eager`), from a CUDA graph (`graph`; with cuDNN's search for its fastest kernels before, `searched graph`), or
+Ways differ in precision, in the order of memory (channels last or first), and in what is launched: torch's layers one
+by one (`eager`), from a CUDA graph (`graph`; with cuDNN's search for its fastest kernels before, `searched graph`), or
 compiled by `torch.compile`, which has graphs of its own (`compiled`: on a GPU in half precision with channels last
-alone, for each takes a minute; on a CPU, which needs a C++ compiler for it, where `--launch` asks). The first half sees
+alone, for each takes a minute; on a CPU, which needs a C++ compiler for it, where `--launch` asks); or, in half
+precision, our own kernels (`kernels`, `kernels graph`: what the torch engine does). The first half sees
 the template alone, the second one runs for each output frame. Weights are by rule: PSNR against float32 is the hard
 case's.
 """
@@ -25,13 +26,17 @@ from gpurender.bench.measured import Measured
 from gpurender.engine import least_psnr
 from gpurender.errors import DeviceError
 from gpurender.export import example_input
+from gpurender.fused_network import FusedUNet
 from gpurender.network import UNet
 from gpurender.seeds import seeded_weights
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = {"cuda": ("fp32", "fp16", "bf16"), "cpu": ("fp32", "bf16")}
 LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
-LAUNCHES = {"cuda": ("eager", "graph", "searched graph", "compiled"), "cpu": ("eager",)}
+LAUNCHES = {
+    "cuda": ("eager", "graph", "searched graph", "compiled", "kernels", "kernels graph"),
+    "cpu": ("eager",),
+}
 BATCHES = {"cuda": (1, 8, 16, 32), "cpu": (1, 4)}
 
 
@@ -45,8 +50,8 @@ def ways(device: torch.device, launches: Sequence[str]) -> Iterator[Way]:
     for precision in PRECISIONS[device.type]:
         for layout in LAYOUTS:
             for launch in launches:
-                slow = device.type == "cuda" and (precision == "fp32" or layout == "channels first")
-                if launch != "compiled" or not slow:
+                not_half = device.type == "cuda" and (precision == "fp32" or layout == "channels first")
+                if launch in ("eager", "graph", "searched graph") or not not_half:
                     yield Way(precision, layout, launch)
 
 
@@ -75,22 +80,32 @@ def launched(work: Callable[[], object], launch: str, device: torch.device) -> C
     return replay
 
 
+def of_layers(network: UNet, faces: Tensor, audio: Tensor) -> dict[str, Callable[[], object]]:
+    levels = network.encode(faces)
+    return {
+        "first half": lambda: network.encode(faces),
+        "second half": lambda: network.decode(faces, levels, audio),
+    }
+
+
+def of_kernels(fused: FusedUNet, faces: Tensor, audio: Tensor) -> dict[str, Callable[[], object]]:
+    levels = fused.encode(faces)
+    return {"first half": lambda: fused.encode(faces), "second half": lambda: fused.decode(levels, audio)}
+
+
 def measure(
     network: UNet, device: torch.device, batches: Sequence[int], launches: Sequence[str], repeats: int
 ) -> Iterator[Measured]:
     expected: dict[int, Tensor] = {}  # by batch, the first way's: float32
     for way in ways(device, launches):
         dtype, layout = TYPES[way.precision], LAYOUTS[way.layout]
-        network.to(device, dtype).load_state_dict(seeded_weights(network))  # in full, whatever it was rounded to
-        network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        network.float().load_state_dict(seeded_weights(network))  # in full, whatever it was rounded to
+        fused = FusedUNet(network, device, dtype) if "kernels" in way.launch else None
+        network.to(device, dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]
         for batch in batches:
             faces, audio = (tensor.to(device, dtype) for tensor in example_input(batch, network.mode))
             faces = faces.to(memory_format=layout)
-            levels = network.encode(faces)
-            halves: dict[str, Callable[[], object]] = {
-                "first half": lambda: network.encode(faces),  # noqa: B023
-                "second half": lambda: network.decode(faces, levels, audio),  # noqa: B023
-            }
+            halves = of_layers(network, faces, audio) if fused is None else of_kernels(fused, faces, audio)
             for half, work in halves.items():
                 of = {"at_once": batch, **way._asdict()}
                 tell(f"{half}, {batch} at a time, {', '.join(way)}")
@@ -113,7 +128,7 @@ def measure(
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument(
-        "--launch", action="append", choices=LAUNCHES["cuda"], help="may be repeated; no graph on a CPU"
+        "--launch", action="append", choices=LAUNCHES["cuda"], help="may be repeated; on a CPU eager or compiled"
     )
     parser.add_argument("--batch", type=int, action="append", help="frames at a time; may be repeated")
     parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
@@ -122,8 +137,8 @@ def main() -> None:
     def measured(folder: Path, place: str) -> list[Measured]:
         device = torch.device(place)
         launches = given.launch or LAUNCHES[device.type]
-        if device.type == "cpu" and any("graph" in launch for launch in launches):
-            raise DeviceError("CUDA graphs need a GPU; on a CPU, --launch is eager or compiled.")
+        if device.type == "cpu" and not {"eager", "compiled"}.issuperset(launches):
+            raise DeviceError("CUDA graphs and kernels need a GPU; on a CPU, --launch is eager or compiled.")
         with torch.no_grad():
             return [*measure(UNet().eval(), device, given.batch or BATCHES[device.type], launches, given.repeats)]
 
