@@ -67,7 +67,8 @@ def test_frames_are_in_the_order_of_their_numbers(make_template: MakeTemplate, d
     template = open_template(path, device=device)
     jpgs = files(path, IMAGES, *(f"{i}.jpg" for i in range(12)))
     assert_frames(template, jpgs, files(path, LANDMARKS, *(f"{i}.lms" for i in range(12))))
-    assert (template.width, template.height, template.parsing, template.notes) == (260, 200, False, [])
+    assert (template.width, template.height, template.parsing) == (260, 200, False)
+    assert [note for note in template.notes if "DALI is not installed" not in note] == []
     assert repr(template) == "Template(anna: 12 frames of 260×200)"
     frames, keep = template.frames([11, 2])
     assert (frames.shape, frames.dtype, frames.device.type) == ((2, 3, 200, 260), torch.uint8, device.type)
