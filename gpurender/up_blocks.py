@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import openvino
 
-from .kernels.up import PICTURE, UpWeights
+from .kernels.up_weights import PICTURE, UpWeights
 from .openvino_graph import Block, constant, find_blocks, matches, only_consumer
 
 

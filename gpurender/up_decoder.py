@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from .jit import compiled, this_processor
-from .kernels.up import UpShape, packed, rounded_up, scratch_places, write_up
+from .kernels.up import scratch_places, write_up
+from .kernels.up_weights import UpShape, packed
+from .kernels.vectors import rounded_up
 from .network import FACE_SHAPE
 from .openvino_graph import channels_last, in_bfloat16
 from .openvino_requests import compiled_model, shared

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .vectors import Function
+from .vectors import Function, rounded_up
 
 CROP, BORDER, INNER, TAPS = 328, 4, 320, 4
-LEAST_WIDTH = 16  # of the rectangle: a vector of the widest processor
+WIDEST = 16  # lanes of any processor
+LEAST_WIDTH = WIDEST  # of the rectangle
 
 
 class Taps(NamedTuple):
@@ -52,11 +53,7 @@ def multiply_add(a: np.ndarray | np.float32, b: np.ndarray, c: np.float32) -> np
 
 def scratch_words(width: int) -> int:
     """For a source row, and all rows of a plane, resized across."""
-    return rounded_up(CROP) + CROP * rounded_up(width)
-
-
-def rounded_up(width: int) -> int:
-    return -(-width // 16) * 16
+    return rounded_up(CROP, WIDEST) + CROP * rounded_up(width, WIDEST)
 
 
 def write_paste(module: ir.Module, name: str, lanes: int, keep: bool) -> None:
@@ -81,7 +78,7 @@ def write_paste(module: ir.Module, name: str, lanes: int, keep: bool) -> None:
     width, height, of_row, of_plane, of_kept = (f.load_long(f.arguments["sizes"], i) for i in range(5))
     words = build.mul(build.udiv(f.plus(width, 15), f.index(16)), f.index(16))  # of a row of taps
     tall = build.mul(build.udiv(f.plus(height, 15), f.index(16)), f.index(16))
-    row, resized = f.arguments["scratch"], f.at(f.arguments["scratch"], rounded_up(CROP))
+    row, resized = f.arguments["scratch"], f.at(f.arguments["scratch"], rounded_up(CROP, WIDEST))
     with f.loop(3) as plane:
         crop = f.at_byte(f.arguments["crop"], build.mul(plane, f.index(CROP * CROP)))
         reverse = build.sub(f.index(2), plane)  # BGR

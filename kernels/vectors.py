@@ -272,3 +272,8 @@ def table(module: ir.Module, name: str, kind: ir.Type, values: np.ndarray) -> ir
     constant.global_constant, constant.linkage, constant.align = True, "internal", 64
     constant.initializer = ir.Constant(array, [kind(value.item()) for value in values])
     return constant
+
+
+def rounded_up(count: int, lanes: int) -> int:
+    """The next multiple of `lanes`."""
+    return -(-count // lanes) * lanes

@@ -18,7 +18,9 @@ import gpurender.openvino_engine as openvino_engine
 from gpurender import UNet, predict
 from gpurender.export import cached_onnx, example_input, export_onnx
 from gpurender.jit import Processor, compiled, this_processor
-from gpurender.kernels.up import UpShape, UpWeights, nearest_bfloat16, packed, rounded_up, scratch_places, write_up
+from gpurender.kernels.up import scratch_places, write_up
+from gpurender.kernels.up_weights import UpShape, UpWeights, nearest_bfloat16, packed
+from gpurender.kernels.vectors import rounded_up
 from gpurender.openvino_engine import OpenVinoEngine
 from gpurender.openvino_network import make_ready
 from gpurender.up_blocks import find_up_blocks
