@@ -48,7 +48,9 @@ class Place(NamedTuple):
 
     def linear(self, exact: Exact) -> Linear:
         weight, bias = exact
-        return Linear(weight.to(self.device, self.dtype).contiguous(), bias.to(self.device, torch.float32))
+        largest = torch.finfo(self.dtype).max
+        weight = weight.clamp(-largest, largest).to(self.device, self.dtype).contiguous()
+        return Linear(weight, bias.to(self.device, torch.float32))
 
     def taps(self, exact: Exact) -> Taps:
         weight, bias = exact
@@ -152,7 +154,7 @@ def audio_model(model: AudioModel, place: Place) -> Block:
 
 def dense(convolution: nn.Conv2d, norm: nn.BatchNorm2d, place: Place) -> Block:
     """A convolution by torch, clipped below zero: two layers of few pixels."""
-    folded = nn.utils.fuse_conv_bn_eval(convolution.cpu(), norm.cpu())
+    folded = nn.utils.fuse_conv_bn_eval(convolution, norm)
     weight = folded.weight.detach().to(place.device, place.dtype, memory_format=torch.channels_last)
     bias = folded.bias.detach().to(place.device, place.dtype)  # pyright: ignore[reportOptionalMemberAccess]
 

@@ -36,7 +36,7 @@ def pointwise(
         weight: (C,M) of x's type.
         bias: (M,) float32.
         out: (B,H,W,M); of `planes`, (B,M,H,W).
-        below: (B,H/2,W/2,M), upsampled bilinearly with corners aligned; may be `added` to, not both.
+        below: (B,H/2,W/2,M), upsampled bilinearly with corners aligned.
         added: (B,H,W,M).
         blocks: pixels and channels that one program makes, of how many of C at a time, by how many warps.
     """
@@ -171,7 +171,8 @@ def depthwise_blocks(channels: int, height: int, width: int, project: bool) -> t
         return (10, 8, min(block, 64), 4) if height > 10 else (10, 16, min(block, 64), 8)
     block = block if project else min(block, 128)
     columns = max(16, 1024 // block)
-    return 20 if height > 80 else 10 if height > 16 else 4, columns, block, columns * block // 512 or 1
+    rows = 20 if height > 80 else 10 if height > 16 else 4
+    return rows, columns, block, max(1, columns * block // 512)
 
 
 @triton.jit
