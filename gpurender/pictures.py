@@ -1,9 +1,11 @@
 """Picture files -> pixels, and parsing pictures -> keep masks."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -39,14 +41,25 @@ class Pictures:
         Raises:
             InputError: a picture cannot be decoded, or has another size by now.
         """
-        return list(self._decoders.map(self._decode, indices))
+        return self._read(read_picture, indices)
 
-    def _decode(self, i: int) -> Tensor:
-        frame = read_picture(self.files[i])
-        width, height = self.size
-        if frame.shape[1:] != (height, width):
-            raise InputError(f"{self.files[i]} is not {width}×{height} any more.")
-        return frame
+    def keep_masks(self, indices: Sequence[int]) -> list[Tensor]:
+        """(H,W) bool on the CPU, of each parsing picture: its `keep_mask`.
+
+        Raises:
+            InputError: as `frames`.
+        """
+        return self._read(read_mask, indices)
+
+    def _read(self, read: Callable[[Path], Tensor], indices: Sequence[int]) -> list[Tensor]:
+        def checked(i: int) -> Tensor:
+            pixels = read(self.files[i])
+            width, height = self.size
+            if pixels.shape[-2:] != (height, width):
+                raise InputError(f"{self.files[i]} is not {width}×{height} any more.")
+            return pixels
+
+        return list(self._decoders.map(checked, indices))
 
 
 def open_pictures(files: list[Path], like: tuple[str, tuple[int, int]] | None = None) -> Pictures:
@@ -74,23 +87,51 @@ def picture_size(file: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def read_picture(file: Path) -> Tensor:
-    """(3,H,W) uint8 RGB on the CPU; the same pixels as OpenCV's."""
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """A picture as it is to be seen, not yet decoded; what goes wrong with it meanwhile is told."""
     try:
         with Image.open(file) as picture:
             ImageOps.exif_transpose(picture, in_place=True)
             upright: Image.Image = picture
             if upright.mode == "I;16":  # Pillow would clip 16 bits of grey instead of taking the upper eight
                 upright = Image.fromarray((np.array(upright) >> 8).astype(np.uint8))
-            pixels = np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))  # which would copy
+            yield upright
     except UNREADABLE as error:
         raise InputError(f"{file} is corrupt or truncated ({error}).") from None
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
+
+
+def read_picture(file: Path) -> Tensor:
+    """(3,H,W) uint8 RGB on the CPU; the same pixels as OpenCV's."""
+    with opened(file) as picture:
+        pixels = np.asarray(in_rgb(picture))
     planes = torch.empty(3, *pixels.shape[:2], dtype=torch.uint8)
     planes.numpy()[:] = pixels.transpose(2, 0, 1)
     return planes
 
 
+def read_mask(file: Path) -> Tensor:
+    """The `keep_mask` of a parsing picture: (H,W) bool on the CPU. Little of it holds Python's lock."""
+    with opened(file) as picture:
+        if picture.mode == "P":  # what is kept is a question of 256 colours
+            palette = np.zeros((256, 3), np.uint8)
+            colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            palette[: len(colours)] = colours
+            return torch.from_numpy(kept(*palette.T)[np.asarray(picture)])
+        return torch.from_numpy(kept(*map(np.asarray, in_rgb(picture).split())))
+
+
 def keep_mask(parsing: Tensor) -> Tensor:
     """(H,W) bool: where a parsing picture (3,H,W) RGB is red (255,0,0) or white, the template's pixel stays."""
-    red, green, blue = parsing.numpy() if parsing.device.type == "cpu" else parsing  # on a CPU a ninth of torch's time
-    return torch.as_tensor((red == 255) & (green == blue) & ((green == 0) | (green == 255)))
+    return kept(*parsing)
+
+
+T = TypeVar("T", Tensor, np.ndarray)
+
+
+def kept(red: T, green: T, blue: T) -> T:
+    return cast(T, (red == 255) & (green == blue) & ((green == 0) | (green == 255)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .decoders import DecoderName, Frames, choose_picture_decoder, choose_video_decoder
 from .errors import InputError
-from .pictures import SUFFIXES, keep_mask, open_pictures
+from .pictures import SUFFIXES, Pictures, keep_mask, open_pictures
 from .rectangles import Rect, check_rect, face_rect, read_rectangles
 from .video import FEWEST, VideoFrames
 
@@ -123,6 +123,8 @@ class _Resident:
 
 
 def _keep_masks(masks: Frames) -> Callable[[list[int]], list[Tensor]]:
+    if isinstance(masks, Pictures):
+        return masks.keep_masks
     return lambda indices: [keep_mask(parsing) for parsing in masks.frames(indices)]
 
 

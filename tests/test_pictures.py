@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from gpurender import InputError
-from gpurender.pictures import keep_mask, read_picture
+from gpurender.pictures import keep_mask, read_mask, read_picture
 
 PHOTO = picture(117, 83, 3)
 RGBA = np.dstack([PHOTO, picture(117, 83, 9)[..., 0]])
@@ -128,3 +128,22 @@ def test_damaged_pictures_are_read_or_told(tmp_path: Path, kind: str) -> None:
         except InputError:
             told += 1
     assert told > 20
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1"])
+def test_masks_are_those_of_the_pictures(tmp_path: Path, mode: str) -> None:
+    colours = np.array([(255, 0, 0), (255, 255, 255), (0, 0, 0), (255, 0, 1), (0, 255, 0)], np.uint8)
+    pixels = colours[np.random.RandomState(5).randint(0, 5, (19, 23))]
+    made = Image.fromarray(pixels)
+    file = tmp_path / "0.png"
+    (made.quantize(16) if mode == "P" else made.convert(mode)).save(file)
+    mask = read_mask(file)
+    assert torch.equal(mask, keep_mask(read_picture(file)))
+    assert mask.dtype == torch.bool
+    assert 0 < mask.float().mean() < 1
+    if mode != "P":
+        return
+    few = Image.frombytes("P", (2, 1), bytes([0, 7]))  # a palette of fewer colours than the pixels speak of
+    few.putpalette([255, 0, 0])
+    few.save(file)
+    assert torch.equal(read_mask(file), keep_mask(read_picture(file)))

@@ -30,7 +30,7 @@ from PIL import Image
 
 from gpurender import InputError, Template, frame_order, open_template
 from gpurender.find import find_audio_encoder, find_network
-from gpurender.pictures import keep_mask, read_picture
+from gpurender.pictures import keep_mask, read_mask, read_picture
 from gpurender.rectangles import face_rect
 from gpurender.template import CPU_MEMORY_BUDGET, Order
 from gpurender.video import FEWEST, VideoFrames
@@ -215,11 +215,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each picture was read, by directory and name."""
     counts: Counter[str] = Counter()
 
-    def count(file: Path) -> torch.Tensor:
-        counts[f"{file.parent.name}/{file.name}"] += 1
-        return read_picture(file)
+    def counting(read: Callable[[Path], torch.Tensor]) -> Callable[[Path], torch.Tensor]:
+        def count(file: Path) -> torch.Tensor:
+            counts[f"{file.parent.name}/{file.name}"] += 1
+            return read(file)
 
-    monkeypatch.setattr("gpurender.pictures.read_picture", count)
+        return count
+
+    for read in (read_picture, read_mask):
+        monkeypatch.setattr(f"gpurender.pictures.{read.__name__}", counting(read))
     return counts
 
 
