@@ -274,7 +274,8 @@ def test_interrupts_leave_nothing(tmp_path: Path, anna: Path, number: signal.Sig
     out = tmp_path / "out"
     out.mkdir()
     command = program("make", "--template", anna, "--audio", tmp_path / "long.npy", "--out", out / "a.mp4")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    hears_again = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's `&` makes it deaf)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears_again)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("rendered"):

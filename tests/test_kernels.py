@@ -334,13 +334,33 @@ def test_no_frames_are_no_error(kernel_device: torch.device, impl: Impl) -> None
 # --- compiled --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capability", [80, 90, 120])
-def test_kernels_compile_and_keep_their_values_in_registers(capability: int) -> None:
-    """By the whole of Triton and NVIDIA's assembler, without a GPU, as the launchers call them."""
+CAPABILITIES = (80, 90, 120)
+
+
+@pytest.fixture(scope="module")
+def compilations() -> Iterator[dict[int, subprocess.Popen[str]]]:
+    """Side by side: each takes a processor a quarter of a minute."""
     script = Path(__file__).with_name("compile_kernels.py")
-    done = subprocess.run([sys.executable, script, str(capability)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    compiled = json.loads(done.stdout)
+    started = {
+        capability: subprocess.Popen(
+            [sys.executable, script, str(capability)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for capability in CAPABILITIES
+    }
+    yield started
+    for process in started.values():
+        process.kill()
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_compile_and_keep_their_values_in_registers(
+    compilations: dict[int, subprocess.Popen[str]], capability: int
+) -> None:
+    """By the whole of Triton and NVIDIA's assembler, without a GPU, as the launchers call them."""
+    process = compilations[capability]
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    compiled = json.loads(output)
     of_pixels = {"crop_kernel", "paste_kernel", "to_nv12_kernel", "to_rgb_kernel"}
     of_networks = {"pointwise_kernel", "depthwise_kernel", "depthwise_halving_kernel"}
     assert {name.split()[0] for name in compiled} == of_pixels | of_networks
