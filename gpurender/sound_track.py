@@ -17,7 +17,7 @@ from .errors import InputError
 from .prefetch import prefetch
 
 AHEAD = 64
-"""Packets that may be ready before the picture has come so far: about three seconds."""
+"""Packets that may be ready before the picture has come so far: of 1024 samples each, a second or more."""
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
