@@ -46,7 +46,8 @@ def crop_faces(
         rects: (B,4) integers on the host, within the frames; sizes may differ within the batch.
         matrix, full_range: of NV12, see `nv12_to_rgb`; each chroma sample serves its 2×2 pixels.
         impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is the kernel on CUDA.
-            Where the exact value lies within 0.002 of two levels' middle, they may differ by one level.
+            Where the exact value lies within 0.001 of two levels' middle (on a GPU 0.002), they may differ by one
+            level.
 
     Returns:
         (B,3,328,328), dtype and device of `frames`.

@@ -53,8 +53,8 @@ def driver_is_here() -> bool:
 def context_kept() -> Iterator[None]:
     """Whatever this does, the thread's current context is afterwards what it was.
 
-    PyNvVideoCodec leaves one of its own where it finds no NVENC (seen on an H200): torch's streams and events, which
-    belong to another, are invalid in it.
+    On an H200, torch's events were invalid handles after PyNvVideoCodec had been asked for NVENC, which is not there:
+    they are so in another context than their own.
     """
     if not driver_is_here():
         yield

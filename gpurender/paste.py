@@ -38,7 +38,8 @@ def paste_faces(
         keep: (B,H,W) bool, true where the frame's own pixel stays; None for nowhere.
         inplace: write into `frames` and return them; has no gradients.
         impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is the kernel on CUDA.
-            Where the exact value lies within 0.002 of two levels' middle, they may differ by one level.
+            Where the exact value lies within 0.001 of two levels' middle (on a GPU 0.002), they may differ by one
+            level.
 
     Returns:
         (B,3,H,W), dtype and device of `frames`.

@@ -55,7 +55,7 @@ def pointwise(
 
 
 def pointwise_blocks(channels: int, made: int, up: bool) -> tuple[int, int, int, int]:
-    """The quickest of some on an H200, 32 frames at a time; the interpreter's cost is by the program."""
+    """By measurements of layers on an H200, 32 frames at a time; the interpreter's cost is by the program."""
     block_m = min(128, max(16, triton.next_power_of_2(made)))
     block_c = min(64, max(16, triton.next_power_of_2(channels)))
     if INTERPRETED:
@@ -163,7 +163,7 @@ def depthwise(
 
 
 def depthwise_blocks(channels: int, height: int, width: int, project: bool) -> tuple[int, int, int, int]:
-    """The quickest of some on an H200, 32 frames at a time; the interpreter's cost is by the program."""
+    """By measurements of layers on an H200, 32 frames at a time; the interpreter's cost is by the program."""
     block = max(16, triton.next_power_of_2(channels))
     if INTERPRETED:
         return height, max(16, triton.next_power_of_2(width)), block, 4
@@ -268,7 +268,7 @@ def depthwise_halving(
 
 
 def halving_blocks(channels: int, made: int) -> tuple[int, int, int, int, int]:
-    """The quickest of some on an H200, 32 frames at a time; the interpreter's cost is by the program."""
+    """By measurements of layers on an H200, 32 frames at a time; the interpreter's cost is by the program."""
     block_m = min(128, max(16, triton.next_power_of_2(made)))
     block_c = min(32, max(16, triton.next_power_of_2(channels)))
     return (32, 256, block_m, block_c, 4) if INTERPRETED else (8, 16, block_m, block_c, 4)
