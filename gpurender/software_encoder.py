@@ -1,8 +1,8 @@
 """x264, x265 and SVT-AV1: video encoded on the host."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from typing import Literal, NamedTuple, cast
 
@@ -11,15 +11,18 @@ import numpy as np
 import torch
 from av.container import OutputContainer
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
 from .color import rgb_to_nv12
 from .prefetch import stage
+from .segments import encoded_in_segments
 from .timings import Timings
 
 Codec = Literal["h264", "hevc", "av1"]
+SEGMENT_THREADS = 3  # of x264 for each of several segments
 BT709 = 1  # H.273's code point for BT.709 primaries, transfer and matrix alike
 
 
@@ -54,38 +57,90 @@ class SoftwareEncoder:
         rate: Fraction,
         device: torch.device,
         nv12: bool,
+        at_once: int | None = None,
     ) -> None:
+        """
+        Args:
+            nv12: frames are NV12, or on a GPU.
+            at_once: segments that are encoded side by side; None is what suits the machine.
+        """
         library = LIBRARIES[codec]
         self.name = library.name
+        self._library = library
         self._device = device
         self._nv12 = nv12
         self._rate = rate
-        options = {**library.options, "crf": str(library.quality if quality is None else quality)}
-        self._stream = cast(VideoStream, container.add_stream(library.name, rate, options=options))
-        context = self._stream.codec_context
+        self._options = {**library.options, "crf": str(library.quality if quality is None else quality)}
+        self._stream = cast(VideoStream, container.add_stream(library.name, rate, options=self._options))
+        self._at_once = at_once or segments_at_once(codec, device)
         # x264 takes NV12 as it is; the others want its chroma in two planes.
-        context.pix_fmt = "nv12" if nv12 and codec == "h264" else "yuv420p"
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = ColorRange.MPEG
+        self._pixels = "nv12" if nv12 and codec == "h264" else "yuv420p"
+        self._describe(self._stream.codec_context)
         if codec == "hevc" and container.format.name != "matroska":
-            context.codec_tag = "hvc1"  # the tag that Apple's players ask for
+            self._stream.codec_context.codec_tag = "hvc1"  # the tag that Apple's players ask for
 
     def packets(self, batches: Iterable[Tensor], timings: Timings) -> Iterator[tuple[int, list[Packet]]]:
         """Encode frames, see `write_frames`: how many went in so far, and the packets that came out."""
-        context = self._stream.codec_context
+        if self._at_once == 1:
+            yield from self._encoded(self._stream.codec_context, 0, batches, timings)
+            return
+
+        def encode(first: int, frames: Iterator[Tensor]) -> Iterator[Packet]:
+            context = self._another_context() if first else self._stream.codec_context  # which has all cores at first
+            for _, packets in self._encoded(context, first, frames, timings):
+                yield from packets
+
+        yield from encoded_in_segments(batches, encode, self._at_once)
+
+    def _describe(self, context: VideoCodecContext) -> None:
+        context.pix_fmt = self._pixels
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = ColorRange.MPEG
+
+    def _another_context(self) -> VideoCodecContext:
+        """An encoder like that of the track."""
+        context = cast(VideoCodecContext, av.CodecContext.create(self._library.name, "w"))
+        context.framerate = self._rate
+        context.options = self._options
+        context.flags = self._stream.codec_context.flags
+        context.thread_count = SEGMENT_THREADS
+        self._describe(context)
+        return context
+
+    def _encoded(
+        self, context: VideoCodecContext, first: int, batches: Iterable[Tensor], timings: Timings
+    ) -> Iterator[tuple[int, list[Packet]]]:
+        """By one encoder, frames of which the first has this number."""
         host = torch.device("cpu")
-        count = 0
-        for frame in nv12_frames(batches, self._device, timings) if self._nv12 else yuv_frames(batches, timings):
-            if count == 0:
-                context.width, context.height = frame.width, frame.height
-            if frame.format.name != context.pix_fmt:
-                frame = frame.reformat(format=context.pix_fmt)
-            frame.pts, frame.time_base = count, 1 / self._rate
-            count += 1
+        count = first
+        frames = nv12_frames(batches, self._device, timings) if self._nv12 else yuv_frames(batches, timings)
+
+        def encode(frame: av.VideoFrame | None) -> list[Packet]:
             with scheduling_kept():
-                packets = timings.measured("encode", lambda frame=frame: self._stream.encode(frame), host)
-            yield count, packets
-        yield count, timings.measured("encode", lambda: self._stream.encode(None), host)
+                packets = timings.measured("encode", lambda: context.encode(frame), host)
+            for packet in packets:
+                packet.stream = self._stream
+            return packets
+
+        with closing(frames):
+            for frame in frames:
+                if count == first:
+                    context.width, context.height = frame.width, frame.height
+                if frame.format.name != context.pix_fmt:
+                    frame = frame.reformat(format=context.pix_fmt)
+                frame.pts, frame.time_base = count, 1 / self._rate
+                count += 1
+                yield count, encode(frame)
+        yield count, encode(None)
+
+
+def segments_at_once(codec: Codec, device: torch.device) -> int:
+    """How many segments of a video are encoded side by side. On a CPU the network needs the cores itself; by
+    measurements on 16 cores."""
+    if codec != "h264" or device.type == "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores * 3 // 8)
 
 
 @contextmanager
@@ -102,7 +157,7 @@ def scheduling_kept() -> Iterator[None]:
         os.sched_setscheduler(0, *before)
 
 
-def yuv_frames(batches: Iterable[Tensor], timings: Timings) -> Iterator[av.VideoFrame]:
+def yuv_frames(batches: Iterable[Tensor], timings: Timings) -> Generator[av.VideoFrame]:
     """Frames on the host as yuv420p, BT.709 limited, by FFmpeg's swscale; their size made even."""
     reformatter = VideoReformatter()
     host = torch.device("cpu")
@@ -119,7 +174,7 @@ def yuv_frames(batches: Iterable[Tensor], timings: Timings) -> Iterator[av.Video
         )
 
 
-def nv12_frames(batches: Iterable[Tensor], device: torch.device, timings: Timings) -> Iterator[av.VideoFrame]:
+def nv12_frames(batches: Iterable[Tensor], device: torch.device, timings: Timings) -> Generator[av.VideoFrame]:
     """Frames on a device, RGB or NV12, as NV12 on the host, BT.709 limited; their size made even."""
 
     def copy_surfaces(frames: Tensor) -> tuple[Tensor, torch.Event | None]:
