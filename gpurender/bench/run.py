@@ -25,7 +25,7 @@ from ..render import render
 from ..template import open_template
 from .limits import counts, least_ms, measured_limits
 from .measured import Measured, Record, record
-from .stages import ENCODED, STAGES, SWEEP, Alone, transferred
+from .stages import RENDERED, STAGES, SWEEP, Alone, transferred
 from .subject import Loaded, Subject, chosen_networks, enlarged, sound_of
 from .watch import OtherWork, Watched, watch_make
 
@@ -211,7 +211,7 @@ def short_video(loaded: Loaded) -> int:
         for batch in render(loaded.open(), loaded.features, loaded.engine, batch=loaded.batch, pixels="nv12"):
             yield batch
             count += len(batch)
-            if count >= ENCODED:
+            if count >= RENDERED[loaded.device.type]:
                 return
 
     with tempfile.TemporaryDirectory(prefix="gpurender-") as folder:

@@ -29,7 +29,8 @@ from .subject import Loaded
 
 LEAST_SECONDS = 0.25  # that a run of a quick stage is repeated for
 DECODED = 48  # template frames
-ENCODED = 48  # frames of video
+ENCODED = {"cpu": 48, "cuda": 1536}  # frames of video: as many as keep all of an encoder's segments at work
+RENDERED = {"cpu": 48, "cuda": 192}  # that are encoded, over and over
 SWEEP = (1, 2, 4, 8, 16, 32)
 STAGES = (
     *("template decode", "template again", "audio", "crop", "network encode", "network decode", "paste"),
@@ -125,12 +126,12 @@ class Alone:
 
     @cached_property
     def _rendered(self) -> list[Tensor]:
-        """Batches of about `ENCODED` finished frames."""
+        """Batches of about `RENDERED` finished frames."""
         batches: list[Tensor] = []
         loaded = self._loaded
         for batch in render(loaded.template, loaded.features, loaded.engine, batch=loaded.batch, pixels="nv12"):
             batches.append(batch)
-            if sum(map(len, batches)) >= ENCODED:
+            if sum(map(len, batches)) >= RENDERED[self._device.type]:
                 break
         return batches
 
@@ -172,16 +173,17 @@ class Alone:
         return [self._result("audio", count, runs)]
 
     def _encode(self) -> list[Measured]:
-        """Colour and encoding by the encoder's own clock (colour on a GPU by the GPU's); then the packets and the sound
-        go into a file."""
+        """Encoding from the first frame to the last packet, with colour's part by the GPU's clock; then a file of packets
+        and sound."""
         runs: dict[str, list[float]] = {"colour": [], "encode": [], "mux": []}
-        count = sum(map(len, self._rendered))
+        times = math.ceil(ENCODED[self._device.type] / sum(map(len, self._rendered)))
+        count = times * sum(map(len, self._rendered))
         encoder = ""
         for _ in range(1 + self._repeats):
             timings = Timings()
-            encoder, mux = encode_once(self._loaded, self._rendered, timings)
+            encoder, encode, mux = encode_once(self._loaded, self._rendered * times, timings)
             timings.finish()
-            spent = {**timings.host_seconds, **timings.device_seconds, "mux": mux}
+            spent = {**timings.device_seconds, "encode": encode, "mux": mux}
             for name, so_far in runs.items():
                 if name in spent:
                     so_far.append(1000 * spent[name] / count)
@@ -214,11 +216,11 @@ def timed(work: Callable[[], object], repeats: int, finish: Callable[[], None]) 
     return runs
 
 
-def encode_once(loaded: Loaded, batches: list[Tensor], timings: Timings) -> tuple[str, float]:
+def encode_once(loaded: Loaded, batches: list[Tensor], timings: Timings) -> tuple[str, float, float]:
     """Encode finished frames, then put the packets and the sound into a file.
 
     Returns:
-        the encoder's name, and the seconds that the second step took.
+        the encoder's name, and the seconds that each step took.
     """
     rate = Fraction(round(loaded.features.fps))
     with tempfile.TemporaryDirectory(prefix="gpurender-") as folder, ExitStack() as files:
@@ -226,15 +228,16 @@ def encode_once(loaded: Loaded, batches: list[Tensor], timings: Timings) -> tupl
         out = str(Path(folder) / "out.mp4")
         container = av.open(out, "w", format="mp4", options={"movflags": "+faststart"})
         encoder, _ = open_encoder(loaded.subject.encoder, container, "h264", None, rate, batches[0])
-        packets = list(encoder.packets(iter(batches), timings))
         began = time.perf_counter()
+        packets = list(encoder.packets(iter(batches), timings))
+        encoded = time.perf_counter()
         track = SoundTrack(container, loaded.subject.sound, source)
         files.callback(track.close)
         for count, some in packets:
             container.mux(some)
             track.write_until(count / rate)
         container.close()
-        return encoder.name, time.perf_counter() - began
+        return encoder.name, encoded - began, time.perf_counter() - encoded
 
 
 def transferred(loaded: Loaded, work: Callable[[], int]) -> Iterator[Measured]:
