@@ -4,8 +4,8 @@
 
 Ways differ in precision, in the order of memory (channels last or first), and in what is launched: torch's layers one
 by one (`eager`), from a CUDA graph (`graph`; with cuDNN's search for its fastest kernels before, `searched graph`), or
-compiled by `torch.compile`, which has graphs of its own (`compiled`: on a GPU in half precision with channels last
-alone, for each takes a minute; on a CPU, which needs a C++ compiler for it, where `--launch` asks); or, in half
+compiled by `torch.compile`, which has graphs of its own (`compiled`: on a GPU in fp16 with channels last alone,
+for each takes a minute; on a CPU, which needs a C++ compiler for it, where `--launch` asks); or, in half
 precision, our own kernels (`kernels`, `kernels graph`: what the torch engine does). The first half sees
 the template alone, the second one runs for each output frame. Weights are by rule: PSNR against float32 is the hard
 case's.
@@ -37,6 +37,9 @@ LAUNCHES = {
     "cuda": ("eager", "graph", "searched graph", "compiled", "kernels", "kernels graph"),
     "cpu": ("eager",),
 }
+IN_HALF = {"compiled": ("fp16",), "kernels": ("fp16", "bf16"), "kernels graph": ("fp16", "bf16")}
+"""Of a GPU's ways, those with channels last alone, and the precisions that they are measured in."""
+
 BATCHES = {"cuda": (1, 8, 16, 32), "cpu": (1, 4)}
 
 
@@ -50,8 +53,8 @@ def ways(device: torch.device, launches: Sequence[str]) -> Iterator[Way]:
     for precision in PRECISIONS[device.type]:
         for layout in LAYOUTS:
             for launch in launches:
-                not_half = device.type == "cuda" and (precision == "fp32" or layout == "channels first")
-                if launch in ("eager", "graph", "searched graph") or not not_half:
+                everywhere = device.type == "cpu" or launch not in IN_HALF
+                if everywhere or (layout == "channels last" and precision in IN_HALF[launch]):
                     yield Way(precision, layout, launch)
 
 
