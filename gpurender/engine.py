@@ -172,7 +172,9 @@ class Choice(NamedTuple):
 def fastest_that_agrees(choice: Choice, probe: Probe) -> Engine:
     """The engine in the first of the faster precisions that is close enough to the exact one, else in that."""
     exact = choice.exact()
-    expected = predict_probe(exact, probe)
+    # cuDNN would choose an algorithm for each layer first, which takes longer than a few frames do without it.
+    with torch.backends.cudnn.flags(enabled=False):
+        expected = predict_probe(exact, probe)
     measured: dict[str, float] = {}
     for precision in choice.faster:
         candidate = choice.build(precision)

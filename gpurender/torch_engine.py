@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from .network import Encoded, Mode, UNet
 from .ops import why_no_kernels
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-BATCH = {"cuda": 16, "cpu": 1}  # on a CPU a batch only leaves the cache
+BATCH = {"cuda": 32, "cpu": 1}  # launches keep a GPU waiting; on a CPU a batch only leaves the cache
 
 
 class TorchEngine:
@@ -83,13 +84,18 @@ class PlainUNet:
 
     def encode(self, faces: Tensor) -> tuple[Tensor, ...]:
         faces = faces.to(self._dtype, memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # fp32 means fp32
+        with exact_products():
             return faces, *self._network.encode(faces)
 
     def decode(self, levels: tuple[Tensor, ...], audio: Tensor) -> Tensor:
         face, *rest = levels
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with exact_products():
             return self._network.decode(face, tuple(rest), audio.to(self._dtype)).float()
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """fp32 means fp32, not TF32."""
+    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
 
 
 class Replays:
