@@ -121,7 +121,7 @@ def read_mask(file: Path) -> Tensor:
             palette = np.zeros((256, 3), np.uint8)
             colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
             palette[: len(colours)] = colours
-            return torch.from_numpy(kept(*palette.T).take(np.asarray(picture)))
+            return torch.from_numpy(np.array(picture.point(kept(*palette.T).tolist(), "L")).view(bool))
         return torch.from_numpy(kept(*map(np.asarray, in_rgb(picture).split())))
 
 
