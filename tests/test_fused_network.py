@@ -1,6 +1,6 @@
 """The U-Net by kernels: each kernel against torch in float64, the whole against the module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -137,6 +137,13 @@ def test_depthwise_of_stride_2(kernel_device: torch.device, blocks: tuple[int, i
     x, taps, bias, weight, shift = ready(kernel_device, x, taps, bias, weight, shift)
     depthwise_halving(x, taps, bias, out, (weight, shift), blocks=blocks)
     assert_near(out, exact)
+
+
+@pytest.fixture(autouse=True)
+def fp32_means_fp32() -> Iterator[None]:
+    """cuDNN would round the two dense convolutions' factors to TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
