@@ -4,11 +4,10 @@
 
 Ways differ in precision, in the order of memory (channels last or first), and in what is launched: torch's layers one
 by one (`eager`), from a CUDA graph (`graph`; with cuDNN's search for its fastest kernels before, `searched graph`), or
-compiled by `torch.compile`, which has graphs of its own (`compiled`: on a GPU in fp16 with channels last alone,
-for each takes a minute; on a CPU, which needs a C++ compiler for it, where `--launch` asks); or, in half
-precision, our own kernels (`kernels`, `kernels graph`: what the torch engine does). The first half sees
-the template alone, the second one runs for each output frame. Weights are by rule: PSNR against float32 is the hard
-case's.
+compiled by `torch.compile`, which has graphs of its own (`compiled`, where `--launch` asks; on a GPU in fp16 with
+channels last alone, for each takes a minute; a CPU needs a C++ compiler for it); or, in half precision on a GPU, our
+own kernels (`kernels`, `kernels graph`: what the torch engine does). The first half sees the template alone, the second
+one runs for each output frame. Weights are by rule: PSNR against float32 is the hard case's.
 """
 
 import math
@@ -33,11 +32,9 @@ from gpurender.seeds import seeded_weights
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = {"cuda": ("fp32", "fp16", "bf16"), "cpu": ("fp32", "bf16")}
 LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
-LAUNCHES = {
-    "cuda": ("eager", "graph", "searched graph", "compiled", "kernels", "kernels graph"),
-    "cpu": ("eager",),
-}
-IN_HALF = {"compiled": ("fp16",), "kernels": ("fp16", "bf16"), "kernels graph": ("fp16", "bf16")}
+COMPILED = "compiled"
+LAUNCHES = {"cuda": ("eager", "graph", "searched graph", "kernels", "kernels graph"), "cpu": ("eager",)}
+IN_HALF = {COMPILED: ("fp16",), "kernels": ("fp16", "bf16"), "kernels graph": ("fp16", "bf16")}
 """Of a GPU's ways, those with channels last alone, and the precisions that they are measured in."""
 
 BATCHES = {"cuda": (1, 8, 16, 32), "cpu": (1, 4)}
@@ -60,7 +57,7 @@ def ways(device: torch.device, launches: Sequence[str]) -> Iterator[Way]:
 
 def launched(work: Callable[[], object], launch: str, device: torch.device) -> Callable[[], object]:
     """The work as it is to be launched, after its first run."""
-    if launch == "compiled":
+    if launch == COMPILED:
         torch.compiler.reset()  # after eight variants of one function it would give up, and not say so
         work = torch.compile(work, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
     work()
@@ -131,7 +128,10 @@ def measure(
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument(
-        "--launch", action="append", choices=LAUNCHES["cuda"], help="may be repeated; on a CPU eager or compiled"
+        "--launch",
+        action="append",
+        choices=(*LAUNCHES["cuda"], COMPILED),
+        help="may be repeated; on a CPU eager or compiled; compiled alone is kept as a record of its own",
     )
     parser.add_argument("--batch", type=int, action="append", help="frames at a time; may be repeated")
     parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
@@ -140,12 +140,12 @@ def main() -> None:
     def measured(folder: Path, place: str) -> list[Measured]:
         device = torch.device(place)
         launches = given.launch or LAUNCHES[device.type]
-        if device.type == "cpu" and not {"eager", "compiled"}.issuperset(launches):
+        if device.type == "cpu" and not {"eager", COMPILED}.issuperset(launches):
             raise DeviceError("CUDA graphs and kernels need a GPU; on a CPU, --launch is eager or compiled.")
         with torch.no_grad():
             return [*measure(UNet().eval(), device, given.batch or BATCHES[device.type], launches, given.repeats)]
 
-    measure_and_keep("network", given, measured)
+    measure_and_keep("network-compiled" if given.launch == [COMPILED] else "network", given, measured)
 
 
 if __name__ == "__main__":

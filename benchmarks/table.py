@@ -23,6 +23,7 @@ TITLES = {
     "bench": "`gpurender bench`",
     "memory": "Memory",
     "network": "The U-Net alone in torch, full width",
+    "network-compiled": "The same by `torch.compile`",
     "ops": "Operations alone",
     "scaling": "Cost by length",
 }
@@ -80,6 +81,8 @@ def of_interest(suite: str, result: dict[str, Any]) -> bool:
         return name.startswith(SHOWN_OF_BENCH)
     if suite.startswith("baseline"):
         return unit != "s" and not name.startswith("decoded")
+    if suite == "network":
+        return unit != "s"
     if suite == "ops":
         return unit != "bytes a second" and of.get("height", 720) == 720
     return True

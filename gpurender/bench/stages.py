@@ -173,8 +173,8 @@ class Alone:
         return [self._result("audio", count, runs)]
 
     def _encode(self) -> list[Measured]:
-        """Encoding from the first frame to the last packet, with colour's part by the GPU's clock; then a file of packets
-        and sound."""
+        """Encoding from the first frame to the last packet, of it colour by the GPU's clock; then a file of packets and
+        sound."""
         runs: dict[str, list[float]] = {"colour": [], "encode": [], "mux": []}
         times = math.ceil(ENCODED[self._device.type] / sum(map(len, self._rendered)))
         count = times * sum(map(len, self._rendered))
