@@ -32,6 +32,7 @@ COLUMNS = (
     *("engine", "memory_GiB"),
 )
 SHOWN_OF_BENCH = ("whole program", "rendering", "first frame", "peak", "host to device", "device to host")
+STAGES_SHOWN = ("network encode", "network decode", "encode")
 
 
 def tables(records: Iterator[Record]) -> str:
@@ -78,13 +79,13 @@ def of_interest(suite: str, result: dict[str, Any]) -> bool:
     if name.startswith("meanwhile"):
         return False
     if suite == "bench":
-        return name.startswith(SHOWN_OF_BENCH)
+        return name.startswith(SHOWN_OF_BENCH) or name in STAGES_SHOWN
     if suite.startswith("baseline"):
         return unit != "s" and not name.startswith("decoded")
     if suite == "network":
         return unit != "s"
     if suite == "ops":
-        return unit != "bytes a second" and of.get("height", 720) == 720
+        return unit == "ms a frame" and (of["height"], of["face"]) == (720, 480)
     return True
 
 

@@ -7,6 +7,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # two programs of tests: threads that spin would take the other's cores
+
 import av
 import cv2
 import numpy as np
