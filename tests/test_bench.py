@@ -29,8 +29,9 @@ from gpurender.bench.limits import Count, least_ms, onnx_work, unet_work
 from gpurender.bench.measured import Measured, Record, as_json, compared, find, read_record, record
 from gpurender.bench.page import page
 from gpurender.bench.plots import round_ticks
+from gpurender.bench.run import limits_and_counts, measure_limits
 from gpurender.bench.stages import ON_GPUS, STAGES, copied_bytes
-from gpurender.bench.subject import enlarged, sound_of
+from gpurender.bench.subject import Loaded, Subject, enlarged, sound_of
 from gpurender.bench.table import comparison_table, number, table, written
 from gpurender.bench.watch import OtherWork, watch_make
 from gpurender.cli import main
@@ -93,19 +94,16 @@ def test_the_table_fits_80_columns_and_has_every_stage(ran: tuple[Result, Path])
     assert any(line.startswith("to and from a device") and line.endswith("none") for line in shown)
 
 
-def test_a_precision_that_is_two_types(anna: Path, tiny_unet: Path, tmp_path: Path) -> None:
+def test_a_precision_that_is_two_types(anna: Path, tiny_unet: Path, speech: Path) -> None:
     if "mixed" not in faster_on_cpu():
         pytest.skip("this processor has no bfloat16")
-    words = ["bench", "--template", anna, "--model", tiny_unet, "--seconds", 0.6, "--repeats", 1, "--device", "cpu"]
-    words += ["--precision", "mixed", "--json", tmp_path / "mixed.json"]
-    result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    figures = read_record(tmp_path / "mixed.json")["results"]
-    names = {figure["name"] for figure in figures}
-    assert {"matrix product fp32", "matrix product bf16"} <= names
-    types = {figure["name"]: figure["parameters"]["precision"] for figure in figures if "arithmetic" in figure["name"]}
-    assert types["network encode: arithmetic"] == "fp32"
-    assert types["network decode: arithmetic"] == "bf16"
+    loaded = Loaded(Subject(anna, speech, tiny_unet, anna / "audio_encoder.pth", "cpu", "auto", "mixed", "auto", None))
+    machine: list[Measured] = []
+    measure_limits(loaded, machine, 1)
+    figures = {figure.name: figure for figure in limits_and_counts([loaded], machine)}
+    assert {"matrix product fp32", "matrix product bf16"} <= figures.keys()
+    assert figures["network encode: arithmetic"].parameters["precision"] == "fp32"
+    assert figures["network decode: arithmetic"].parameters["precision"] == "bf16"
 
 
 def test_a_record_follows_the_schema(made: Record) -> None:
