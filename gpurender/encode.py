@@ -132,8 +132,8 @@ def write_frames(
         quality: constant quality, lower is better: 0..51 (h264 and hevc), 1..63 (av1), 2..31 (mjpeg, .jpg); None is
             visually lossless.
         encoder: `nvenc` is the GPU's own; `x264` is the host's (x265 and SVT-AV1 where `codec` asks for them), to which
-            frames on a GPU are copied as NV12; `mjpeg` compresses on the frames' device. `auto` is NVENC for frames on
-            a GPU that has it, else the host's.
+            frames on a GPU are copied as NV12: to several x264 side by side, if there are six cores or more; `mjpeg`
+            compresses on the frames' device. `auto` is NVENC for frames on a GPU that has it, else the host's.
         overwrite: replace what is at `out`.
         timings: is told what colour and encoding cost.
 
