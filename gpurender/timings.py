@@ -39,8 +39,8 @@ class Timings:
     """What the stages of a render cost: seconds of work, without what they waited for each other.
 
     Attributes:
-        host_seconds: by stage, on its thread; the network's also on the next one's, which waits for it; the encoder's on
-            all of its segments'.
+        host_seconds: by stage, on its thread; the network's also on the next one's, which waits for it; an encoder's on
+            those of all its segments.
         device_seconds: by stage, on its stream of the GPU; empty on a CPU.
         counts: of work that is not done for each frame.
         spans: when each stage was at work on which batch; None: this is not kept.
