@@ -32,6 +32,7 @@ from .watch import OtherWork, Watched, watch_make
 LARGER = (1920, 1080)
 QUIET_PERCENT = 5.0
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 3600.0
+SECONDS = {"cpu": 5.0, "cuda": 60.0}
 CACHES = ("GPURENDER_CACHE", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR")
 
 Step = tuple[str, Callable[[], Iterable[Measured]]]
@@ -48,7 +49,7 @@ def bench(
     precision: Precision = "auto",
     encoder: EncoderName = "auto",
     batch: int | None = None,
-    seconds: float = 5.0,
+    seconds: float | None = None,
     repeats: int = 3,
     command: Sequence[str] = ("gpurender.bench.run",),
     notify: Callable[[str], None] = lambda text: None,
@@ -60,7 +61,7 @@ def bench(
         audio: sound; its first `seconds` are used, over and over where it is shorter.
         model: the network; None is the full-width network with seeded weights.
         device, engine, precision, encoder, batch: see `make`.
-        seconds: of video in each measured render.
+        seconds: of video in each measured render; None is 5 on a CPU, 60 on a GPU.
         repeats: how often each figure is measured.
         command: the words that asked for it, for the record.
         notify: is told what is being measured.
@@ -71,11 +72,13 @@ def bench(
     Raises:
         InputError, DeviceError: as `make`, with what to do about it.
     """
-    if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
-        raise InputError(f"{seconds:g} s of video: give {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} seconds.")
     if repeats < 1:
         raise InputError(f"{repeats} repeats measure nothing; give at least 1.")
     place = resolve_device(device)
+    if seconds is None:
+        seconds = SECONDS[place.type]
+    if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
+        raise InputError(f"{seconds:g} s of video: give {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} seconds.")
     original = find_template(template)
     open_template(original)  # what is wrong with it should show before the wait
     results: list[Measured] = []
