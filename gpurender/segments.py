@@ -1,6 +1,6 @@
 """Video in segments, side by side, each by an encoder of its own: one x264 keeps no more than four cores at work.
 
-On 16 cores, one made 430 frames a second at 1280×720, six side by side 1,280 (benchmarks/README.md). A segment is as
+On 16 cores, one made 430 frames a second at 1280×720, six side by side 1,280. A segment is as
 long as x264 lets a keyframe wait, so that it costs no keyframe more; behind one another, segments are one video.
 """
 

@@ -57,13 +57,7 @@ class SoftwareEncoder:
         rate: Fraction,
         device: torch.device,
         nv12: bool,
-        at_once: int | None = None,
     ) -> None:
-        """
-        Args:
-            nv12: frames are NV12, or on a GPU.
-            at_once: segments that are encoded side by side; None is what suits the machine.
-        """
         library = LIBRARIES[codec]
         self.name = library.name
         self._library = library
@@ -72,7 +66,7 @@ class SoftwareEncoder:
         self._rate = rate
         self._options = {**library.options, "crf": str(library.quality if quality is None else quality)}
         self._stream = cast(VideoStream, container.add_stream(library.name, rate, options=self._options))
-        self._at_once = at_once or segments_at_once(codec, device)
+        self._at_once = segments_at_once(codec, device)
         # x264 takes NV12 as it is; the others want its chroma in two planes.
         self._pixels = "nv12" if nv12 and codec == "h264" else "yuv420p"
         self._describe(self._stream.codec_context)

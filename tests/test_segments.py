@@ -30,8 +30,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> int:
 def write(out: Path, surfaces: torch.Tensor, at_once: int, batch: int = 16) -> list[int]:
     """A video of NV12 surfaces; how many frames were done at each step."""
     counts = []
-    with av.open(str(out), "w") as container:
-        encoder = SoftwareEncoder(container, "h264", None, Fraction(25), surfaces.device, True, at_once)
+    with av.open(str(out), "w") as container, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(software_encoder, "segments_at_once", lambda codec, device: at_once)
+        encoder = SoftwareEncoder(container, "h264", None, Fraction(25), surfaces.device, True)
         for count, packets in encoder.packets(iter(surfaces.split(batch)), Timings()):
             counts.append(count)
             container.mux(packets)
