@@ -38,7 +38,7 @@ from gpurender import (
 from gpurender.bench.measured import Measured
 from gpurender.bench.subject import sound_of
 from gpurender.bench.watch import OtherWork
-from gpurender.engine import Precision, resolve_device
+from gpurender.engine import PROBED, Precision, resolve_device
 from gpurender.errors import InputError
 from gpurender.openvino_engine import faster_on_cpu
 from gpurender.render import probe_inputs
@@ -178,7 +178,7 @@ def alike(
     person = open_template(template, device=device)
     listener = load_audio_encoder(encoder).to(device)
     features = load_features(sound, encoder=listener, device=device)
-    probe = probe_inputs(person, features) if precision == "auto" else None
+    probe = probe_inputs(person, features) if precision in PROBED else None
     engine = load_engine(unet, mode=features.mode, device=device, precision=precision, probe=probe)
     expected = loop_frames(template, hear(sound, listener, device), load_unet(unet).to(device).eval(), device)
     found: list[float] = []
@@ -249,7 +249,7 @@ def default_precisions(device: str) -> list[Precision]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--networks", choices=NETWORKS, default="seeded", help="see above [seeded]")
-    types = ["auto", "fp32", "fp16", "bf16", "mixed"]
+    types = ["auto", "fp32", "fp16", "bf16", "mixed", "int8"]
     parser.add_argument(
         "--precision", action="append", choices=types, help="repeatable [fp32, auto, and the fastest type]"
     )

@@ -113,11 +113,11 @@ def main() -> None:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "fp16", "bf16", "mixed"]),
+    type=click.Choice(["auto", "fp32", "fp16", "bf16", "mixed", "int8"]),
     default="auto",
     show_default=True,
     help="fp32 is exact. auto takes the device's fastest type that stays within 40 dB PSNR of fp32 on this template. "
-    "mixed, on a CPU, is bf16 in the largest layers.",
+    "On a CPU, mixed is bf16 in the largest layers, and int8 is 8-bit integers in the layers that hear.",
 )
 @click.option("--batch", type=click.IntRange(1, 1024), help="Frames at a time.  [default: what suits the engine]")
 @click.option(

@@ -26,7 +26,10 @@ import click
     "--engine", type=click.Choice(["auto", "tensorrt", "openvino", "torch"]), default="auto", show_default=True
 )
 @click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16", "mixed"]), default="auto", show_default=True
+    "--precision",
+    type=click.Choice(["auto", "fp32", "fp16", "bf16", "mixed", "int8"]),
+    default="auto",
+    show_default=True,
 )
 @click.option("--encoder", type=click.Choice(["auto", "nvenc", "x264", "mjpeg"]), default="auto", show_default=True)
 @click.option("--batch", type=click.IntRange(1, 1024), help="Frames at a time.  [default: what suits the engine]")

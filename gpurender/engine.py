@@ -5,6 +5,7 @@ An engine takes and gives torch tensors on its device; which runtime is behind i
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -19,19 +20,37 @@ from .export import cached_onnx
 from .half import cached_half
 from .halves import Halves, read_halves
 from .network import Encoded, Mode, load_audio_encoder, load_unet
-from .openvino_engine import OpenVinoEngine, faster_on_cpu, load_onnx_encoder
+from .openvino_engine import OpenVinoEngine, faster_on_cpu, int8_pays, load_onnx_encoder
 from .openvino_network import cached_network, return_free_memory
+from .ranges import measured_ranges
 from .tensorrt_build import PlanError, PlanMemoryError, TensorRt, check_capability, find_tensorrt
 from .tensorrt_engine import BATCH, TensorRtEngine
 from .tensorrt_plan import PlanLoader
 from .torch_engine import TorchEngine
 
 EngineName = Literal["auto", "tensorrt", "openvino", "torch"]
-Precision = Literal["auto", "fp32", "fp16", "bf16", "mixed"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "mixed", "int8"]
 LEAST_PSNR_DB = 40.0  # of a fast type against fp32, in the worst of the probed frames
+LEAST_INT8_DB = 43.0  # of int8, which loses more where a sound goes beyond the ranges: 3 dB in the worst of 300 frames
+PROBED: tuple[Precision, ...] = ("auto", "int8")
+"""What needs a probe."""
 
-Probe = tuple[Tensor, Tensor]
-"""Network inputs of a few typical frames, (B,6,320,320) and (B,*window), on which a fast type is held against fp32."""
+
+class Probe(NamedTuple):
+    """Network inputs of a few typical frames, on which a fast type is held against fp32.
+
+    Attributes:
+        faces: (B,6,320,320).
+        audio: (B,*window), what is heard with these faces.
+        others: (N,*window), more sounds: `int8` takes the ranges of its numbers from them, and the faces in turn; None
+            is `audio`.
+        frames: how many will be rendered: `auto` tries `int8`, which takes a while to prepare, if it pays for so many.
+    """
+
+    faces: Tensor
+    audio: Tensor
+    others: Tensor | None = None
+    frames: int = 0
 
 
 class Engine(Protocol):
@@ -39,7 +58,8 @@ class Engine(Protocol):
 
     Attributes:
         name: the runtime.
-        precision: the type that it computes in: `fp32`, `fp16`, `bf16`, or `mixed`, bf16 in the largest layers alone.
+        precision: the type that it computes in: `fp32`, `fp16`, `bf16`; `mixed`, bf16 in the largest layers alone;
+            `int8`, 8-bit integers in the second half's convolutions.
         measured_psnr_db: of types against fp32, the worst frame of the probe; empty where none was measured.
         notes: what it does otherwise than was asked for, and why.
         mode: the kind of audio features it takes.
@@ -113,9 +133,9 @@ def load_engine(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         engine: `auto` is OpenVINO on a CPU (a checkpoint is exported to ONNX once, and cached); on a GPU, TensorRT
             where it is installed and knows the GPU (plans are built once, and cached), else torch.
-        precision: `fp32` is exact. `auto` takes the first of the device's faster ones (half precision on GPUs, `bf16`
-            and then `mixed` on CPUs that have it) with which, on `probe`, every frame is within 40 dB PSNR of fp32; if
-            there is none, or no `probe`, it is fp32.
+        precision: `fp32` is exact. `auto` takes the first of the device's faster ones (half precision on GPUs; on CPUs
+            those of `int8`, `bf16` and `mixed` that they have) with which, on `probe`, every frame is within 40 dB PSNR
+            of fp32, or 43 with `int8`; if there is none, or no `probe`, it is fp32. `int8` needs a `probe`.
         batch: the most frames at a time that TensorRT prepares for; None is 16.
         probe: see `Probe`.
         notify: is told when something begins that takes a while, and what does not work out.
@@ -134,7 +154,7 @@ def load_engine(
     if engine == "auto":
         engine = "openvino" if device.type == "cpu" else gpu_engine(device, notes)
     if engine == "openvino":
-        choice = openvino_choice(path, mode, device, notify)
+        choice = openvino_choice(path, mode, device, probe, notify)
     elif engine == "tensorrt":
         choice = tensorrt_choice(path, mode, device, batch, notify)
     else:
@@ -143,6 +163,8 @@ def load_engine(
         raise DeviceError(
             f"the {engine} engine has no {precision} {choice.where}; it has {', '.join(choice.precisions)}."
         )
+    if precision == "int8" and probe is None:
+        raise DeviceError("int8 needs a probe: a few of the network's inputs, to measure the ranges of its numbers on.")
     if precision != "auto":
         chosen = choice.build(precision)
     elif probe is None or not choice.faster:
@@ -182,7 +204,7 @@ def fastest_that_agrees(choice: Choice, probe: Probe) -> Engine:
         if candidate.precision != precision:  # it took refuge in the exact one
             return candidate
         measured[precision] = least_psnr(predict_probe(candidate, probe), expected)
-        if measured[precision] >= LEAST_PSNR_DB:
+        if measured[precision] >= (LEAST_INT8_DB if precision == "int8" else LEAST_PSNR_DB):
             return candidate
         del candidate  # its memory, before another is built
     chosen = choice.build(choice.precisions[0])
@@ -191,18 +213,32 @@ def fastest_that_agrees(choice: Choice, probe: Probe) -> Engine:
 
 
 def predict_probe(engine: Engine, probe: Probe) -> Tensor:
-    faces, audio = (tensor.to(engine.device) for tensor in probe)
+    faces, audio = (tensor.to(engine.device) for tensor in (probe.faces, probe.audio))
     return predict(engine, faces, audio).cpu()
 
 
-def openvino_choice(path: Path, mode: Mode | None, device: torch.device, notify: Callable[[str], None]) -> Choice:
+def openvino_choice(
+    path: Path, mode: Mode | None, device: torch.device, probe: Probe | None, notify: Callable[[str], None]
+) -> Choice:
     if device.type != "cpu":
         raise DeviceError(f"the openvino engine runs on CPUs, not on {device}; use --device cpu or --engine torch.")
     network = cached_network(path if path.suffix == ".onnx" else cached_onnx(path, mode, notify), mode)
     exact = functools.cache(lambda: OpenVinoEngine(network, "fp32"))
-    faster = faster_on_cpu()
-    build = lambda precision: exact() if precision == "fp32" else OpenVinoEngine(network, precision)  # noqa: E731
-    return Choice(["fp32", *faster], faster, build, exact)
+
+    def build(precision: str) -> Engine:
+        if precision == "fp32":
+            return exact()
+        ranges = None
+        if precision == "int8":
+            assert probe is not None
+            seen, heard = exact().encode(probe.faces), probe.audio if probe.others is None else probe.others
+            items = [(*levels, window) for levels, window in zip(cycle(seen), heard, strict=False)]
+            ranges = measured_ranges(network.decoder, items)
+        return OpenVinoEngine(network, precision, ranges)
+
+    available = faster_on_cpu()
+    faster = [p for p in available if p != "int8" or (probe and int8_pays(network.decoder, probe.frames))]
+    return Choice(["fp32", *available], faster, build, exact)
 
 
 def torch_choice(path: Path, mode: Mode | None, device: torch.device, notify: Callable[[str], None]) -> Choice:

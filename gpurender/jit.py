@@ -23,6 +23,7 @@ class Processor(NamedTuple):
     Attributes:
         lanes: float32 values in the vectors that it multiplies and adds at once; 0 if it has none that pay.
         half: whether it multiplies pairs of bfloat16 as vectors.
+        bytes: whether it multiplies bytes as vectors (VNNI).
         tiles: whether it multiplies matrices of bfloat16 as well (AMX).
     """
 
@@ -30,6 +31,7 @@ class Processor(NamedTuple):
     features: str
     lanes: int
     half: bool
+    bytes: bool
     tiles: bool
 
 
@@ -38,12 +40,19 @@ def this_processor() -> Processor:
     try:
         features = binding.get_host_cpu_features()
     except RuntimeError:  # LLVM cannot tell, as on some processors that are none of Intel's or AMD's
-        return Processor(binding.get_host_cpu_name(), "", 0, False, False)
+        return Processor(binding.get_host_cpu_name(), "", 0, False, False, False)
     has = lambda *names: all(features.get(name, False) for name in names)  # noqa: E731
     lanes = 16 if has("avx512f") else 8 if has("avx2", "fma") else 0
     # LLVM would rather split vectors in two on processors that once were slower with whole ones.
     written = f"{features.flatten()},-prefer-256-bit"
-    return Processor(binding.get_host_cpu_name(), written, lanes, has("avx512bf16"), has("amx-bf16"))
+    return Processor(
+        binding.get_host_cpu_name(),
+        written,
+        lanes,
+        half=has("avx512bf16"),
+        bytes=has("avx512vnni") if lanes == 16 else has("avxvnni"),
+        tiles=has("amx-bf16"),
+    )
 
 
 def compiled(name: str, write: Callable[[ir.Module], None]) -> int:

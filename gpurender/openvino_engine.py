@@ -10,11 +10,13 @@ from torch import Tensor
 
 from .audio import AudioEncoderLike
 from .errors import InputError
+from .jit import this_processor
 from .network import Encoded, Mode
 from .openvino_graph import in_bfloat16, lower_large, tile, without_empty_windows
 from .openvino_network import OnnxNetwork
-from .openvino_requests import Requests
-from .up_decoder import UpDecoder, up_decoder
+from .openvino_requests import Requests, has_bfloat16
+from .ranges import Ranges, in_bytes
+from .up_decoder import UpDecoder, bytes_pay, up_decoder
 
 
 def faster_on_cpu() -> list[str]:
@@ -23,8 +25,13 @@ def faster_on_cpu() -> list[str]:
     `mixed` is bfloat16 in the layers of the picture's size, float32 in the others. float16 is none of them: OpenVINO
     computes it by way of float32 (measured with AVX512-FP16: 1.2 times the time).
     """
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ["bf16", "mixed"] if "BF16" in capabilities else []
+    return ["int8"] * this_processor().bytes + ["bf16", "mixed"] * has_bfloat16()
+
+
+def int8_pays(decoder: openvino.Model, frames: int) -> bool:
+    """Whether it saves more time than measuring ranges takes, which is one or two seconds. A frame of a narrow network
+    takes as long as in bfloat16 (measured)."""
+    return frames >= (500 if has_bfloat16() else 100) and bytes_pay(decoder)
 
 
 class OpenVinoEngine:
@@ -32,7 +39,11 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, network: OnnxNetwork, precision: str) -> None:
+    def __init__(self, network: OnnxNetwork, precision: str, ranges: Ranges | None = None) -> None:
+        """
+        Args:
+            ranges: for `int8`, `measured_ranges` of the network's decoder.
+        """
         self.precision = precision
         self.measured_psnr_db: dict[str, float] = {}
         self.notes: list[str] = []
@@ -40,20 +51,21 @@ class OpenVinoEngine:
         self.device = torch.device("cpu")
         self._again = network.again
         encoder = network.encoder
-        # What is kept between the halves would be rounded to it anyhow.
-        self._kept = torch.bfloat16 if precision == "bf16" and encoder else torch.float32
-        self._decoder = self._load_decoder(network.decoder)
-        if encoder and precision == "bf16":
+        # What is kept between the halves would be rounded to it anyhow, or to less.
+        in_half = precision == "bf16" or (precision == "int8" and has_bfloat16())
+        self._kept = torch.bfloat16 if in_half and encoder else torch.float32
+        self._decoder = self._load_decoder(network.decoder, ranges)
+        if encoder and in_half:
             encoder = in_bfloat16(encoder, [0], range(len(encoder.outputs)))
         self._encoder = Requests(encoder, precision) if encoder else None
         self.batch = 2 * self._decoder.at_once  # while new frames are seen, that many are heard
 
-    def _load_decoder(self, decoder: openvino.Model) -> Requests | UpDecoder:
+    def _load_decoder(self, decoder: openvino.Model, ranges: Ranges | None) -> Requests | UpDecoder:
         if self.precision == "bf16":
             decoder = without_empty_windows(decoder)
-        if fast := up_decoder(decoder, self.precision, self._kept):
+        if fast := up_decoder(decoder, self.precision, self._kept, ranges):
             return fast
-        decoder = tile(decoder)
+        decoder = in_bytes(decoder, ranges) if ranges else tile(decoder)
         if self.precision == "mixed":
             decoder = lower_large(decoder)
         if self._kept == torch.bfloat16:

@@ -23,7 +23,7 @@ from .audio import FEATURE_FILES, Features, load_features
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .crop import crop_and_mask
 from .encode import EncoderName, check_destination, is_pattern, write_frames
-from .engine import Engine, EngineName, Precision, load_audio_engine, load_engine, resolve_device
+from .engine import PROBED, Engine, EngineName, Precision, Probe, load_audio_engine, load_engine, resolve_device
 from .errors import DeviceError, OutputError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template
@@ -37,7 +37,7 @@ from .template import DecoderName, Order, Template, frame_order, open_template
 from .timings import Timings, write_trace
 
 Pixels = Literal["rgb", "nv12"]
-PROBE_FRAMES = 4
+PROBE_FRAMES, PROBE_SOUNDS = 4, 16
 
 
 class Shown(NamedTuple):
@@ -271,7 +271,7 @@ def make(
     features = load_features(audio, encoder=listener, fps=fps, device=place)
     check_destination(out, frames=len(features), codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     progress.stage(f"loading {network.name}")
-    probe = probe_inputs(person, features) if precision == "auto" else None
+    probe = probe_inputs(person, features) if precision in PROBED else None
     runtime = load_engine(
         network,
         mode=features.mode,
@@ -372,10 +372,11 @@ def noting_the_first(batches: Iterable[Tensor], when: list[float]) -> Iterator[T
         yield batch
 
 
-def probe_inputs(template: Template, features: Features) -> tuple[Tensor, Tensor]:
-    """The network's inputs for a few frames spread over the template and the sound: a probe for `load_engine`."""
+def probe_inputs(template: Template, features: Features) -> Probe:
+    """The network's inputs for a few frames spread over the template and the sound."""
     shown = [len(template) * k // PROBE_FRAMES for k in range(PROBE_FRAMES)]
     heard = [len(features) * k // PROBE_FRAMES for k in range(PROBE_FRAMES)]
+    others = [len(features) * (2 * k + 1) // (2 * PROBE_SOUNDS) for k in range(PROBE_SOUNDS)]
     frames, _ = template.frames(shown)
-    windows = torch.cat([features.windows(i, i + 1) for i in heard])
-    return crop_and_mask(frames, template.rects[shown])[1], windows
+    audio, others = (torch.cat([features.windows(i, i + 1) for i in which]) for which in (heard, others))
+    return Probe(crop_and_mask(frames, template.rects[shown])[1], audio, others, len(features))

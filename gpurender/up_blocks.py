@@ -18,6 +18,7 @@ class UpBlock(NamedTuple):
         skip: which of the decoder's inputs it reads: the face, or N,H,W,C.
         height, width: of its output.
         below, face: channels of y, and of the face if the skip is computed from that, else 0.
+        multiplied: the operations whose results are multiplied, as `UpLevels` has them.
     """
 
     y: openvino.Output
@@ -27,6 +28,7 @@ class UpBlock(NamedTuple):
     below: int
     face: int
     weights: UpWeights
+    multiplied: list[str]
 
 
 def find_up_blocks(decoder: openvino.Model) -> list[UpBlock]:
@@ -85,6 +87,10 @@ def up_block(
     pairs = [*in_pairs([*weights_of(one), *weights_of(two)]), *in_pairs(ends[0] or ()), *in_pairs(ends[1] or ())]
     if any(len(array) != len(bias) for array, bias in pairs) or (ends[1] and len(ends[1][0]) != PICTURE):
         return None
+    inner, filtered, inner2, filtered2 = (
+        convolution.input_value(0) for block in (one, two) for convolution in (block.depthwise, block.project)
+    )
+    multiplied = (resize.input_value(0), skip, inner, filtered, two.source, inner2, filtered2)
     return UpBlock(
         y=resize.input_value(0),
         skip=inputs[source.get_node().get_friendly_name()],
@@ -93,6 +99,7 @@ def up_block(
         below=resize.input_value(0).get_shape()[1],
         face=source.get_shape()[1] if stem else 0,
         weights=weights,
+        multiplied=[value.get_node().get_friendly_name() for value in multiplied],
     )
 
 

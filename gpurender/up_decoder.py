@@ -10,38 +10,78 @@ import openvino
 import torch
 from torch import Tensor
 
-from .jit import compiled, this_processor
+from .jit import Processor, compiled, this_processor
 from .kernels.up import scratch_places, write_up
-from .kernels.up_weights import UpShape, packed
+from .kernels.up_weights import Levels, UpLevels, UpShape, fits, packed, windows_in_bytes
 from .kernels.vectors import rounded_up
 from .network import FACE_SHAPE
 from .openvino_graph import channels_last, in_bfloat16
 from .openvino_requests import compiled_model, shared
+from .ranges import Ranges, in_bytes
 from .up_blocks import UpBlock, find_up_blocks
 
 
-def up_decoder(decoder: openvino.Model, precision: str, kept: torch.dtype) -> "UpDecoder | None":
+def up_decoder(
+    decoder: openvino.Model, precision: str, kept: torch.dtype, ranges: Ranges | None = None
+) -> "UpDecoder | None":
     """The decoder as `UpDecoder`, if its last blocks are such as the kernels compute, and that pays here.
 
-    It does not pay in bfloat16 on processors that multiply matrices of it (AMX), as OpenVINO makes use of.
+    It does not pay in bfloat16 on processors that multiply matrices of it (AMX), as OpenVINO makes use of; nor,
+    supposedly, of bytes.
 
     Args:
-        precision: see `compiled_model`.
+        precision: see `load_engine`.
         kept: the type in which the inputs come, but for the audio.
+        ranges: `measured_ranges` of the decoder, for `int8`.
     """
     processor = this_processor()
-    if not processor.lanes or (precision != "fp32" and (processor.tiles or not processor.half)):
+    if not processor.lanes or (precision != "fp32" and (processor.tiles or not can_multiply(processor, precision))):
         return None
     decoder = decoder.clone()
     blocks = find_up_blocks(decoder)
-    halves = [precision == "bf16" or (precision == "mixed" and block.height >= FACE_SHAPE[1]) for block in blocks]
-    odd = [half and any(n % 2 for n in channels_of(block)) for block, half in zip(blocks, halves, strict=True)]
-    return UpDecoder(decoder, blocks, halves, precision, kept) if blocks and not any(odd) else None
+    shapes = shapes_of(blocks, precision, kept)
+    return UpDecoder(decoder, blocks, shapes, precision, kept, ranges) if blocks and all(map(fits, shapes)) else None
 
 
-def channels_of(block: UpBlock) -> tuple[int, int, int]:
-    """Of y, the skip and x."""
-    return block.below, block.weights.expand.shape[1] - block.below, len(block.weights.project)
+def bytes_pay(decoder: openvino.Model) -> bool:
+    """Whether the kernels compute the decoder's last blocks in bytes, depthwise convolutions included."""
+    blocks = find_up_blocks(decoder.clone())
+    shapes = shapes_of(blocks, "int8", torch.float32)
+    in_bytes = all(fits(shape) and windows_in_bytes(shape, shape.inner) for shape in shapes)
+    return bool(blocks) and in_bytes and not this_processor().tiles
+
+
+def can_multiply(processor: Processor, precision: str) -> bool:
+    return processor.bytes if precision == "int8" else processor.half
+
+
+def shapes_of(blocks: Sequence[UpBlock], precision: str, kept: torch.dtype) -> list[UpShape]:
+    """What the kernels are compiled for, one after another."""
+    per_word = {"fp32": 1, "mixed": 1, "bf16": 2, "int8": 4}[precision]
+    words = [2 if precision == "mixed" and block.height >= FACE_SHAPE[1] else per_word for block in blocks]
+    lanes = this_processor().lanes
+    shapes: list[UpShape] = []
+    for block, per_word, next_one in zip(blocks, words, [*words, 1][1:], strict=True):
+        stride = rounded_up(shapes[-1].out, lanes) if shapes else block.below  # in channels
+        weights = block.weights
+        shape = UpShape(
+            height=block.height,
+            width=block.width,
+            below=block.below,
+            below_stride=stride // (2 if per_word == 2 else 1),
+            face=block.face,
+            skip=weights.expand.shape[1] - block.below,
+            inner=len(weights.expand),
+            out=len(weights.project),
+            inner2=len(weights.expand2),
+            picture=weights.last is not None,
+            per_word=per_word,
+            seen_half=kept == torch.bfloat16 or (per_word == 2 and not block.face),
+            half_out=next_one == 2,
+            lanes=lanes,
+        )
+        shapes.append(shape)
+    return shapes
 
 
 class Worker(NamedTuple):
@@ -65,38 +105,40 @@ class UpDecoder:
         self,
         decoder: openvino.Model,
         blocks: Sequence[UpBlock],
-        halves: Sequence[bool],
+        shapes: Sequence[UpShape],
         precision: str,
         kept: torch.dtype,
+        ranges: Ranges | None,
     ) -> None:
         """
         Args:
             decoder: with float32 inputs.
             blocks: `find_up_blocks` of it.
-            halves: which blocks are computed in bfloat16.
-            precision, kept: see `up_decoder`.
+            shapes: `shapes_of` them.
+            precision, kept, ranges: see `up_decoder`.
         """
         self.output_shapes = [tuple(decoder.output(0).shape)[1:]]
         given = [parameter.get_friendly_name() for parameter in decoder.get_parameters()]
-        head = channels_last(head_of(decoder, blocks[0].y), [], [0])
+        head = head_of(decoder, blocks[0].y)
+        if ranges is not None:
+            head = in_bytes(head, ranges)
+        head = channels_last(head, [], [0])
         self._of_head = [given.index(parameter.get_friendly_name()) for parameter in head.get_parameters()]
         if kept == torch.bfloat16:
             levels = [i for i, n in enumerate(self._of_head) if n < len(given) - 1]
             head = in_bfloat16(head, levels, [])
-        if halves[0]:
+        if shapes[0].per_word == 2:
             head = in_bfloat16(head, [], [0])
         compiled_head = compiled_model(head, precision)
         self.at_once: int = compiled_head.get_property("INFERENCE_NUM_THREADS")  # a kernel is one thread
 
         self._skips = [block.skip for block in blocks]
-        self._kernels: list[UpKernel] = []
-        for block, half, half_out in zip(blocks, halves, [*halves[1:], False], strict=True):
-            stride = self._kernels[-1].stride if self._kernels else block.below
-            self._kernels.append(UpKernel(block, stride, half, half_out, kept))
+        self._kernels = [UpKernel(block, shape, ranges) for block, shape in zip(blocks, shapes, strict=True)]
         *height_and_width, channels = list(compiled_head.outputs[0].shape)[1:]
+        kind = torch.bfloat16 if shapes[0].per_word == 2 else torch.float32
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for _ in range(self.at_once):
-            first = torch.empty(*height_and_width, channels, dtype=torch.bfloat16 if halves[0] else torch.float32)
+            first = torch.empty(*height_and_width, channels, dtype=kind)
             between = [first, *(kernel.room() for kernel in self._kernels[:-1])]
             scratch = [kernel.scratch() for kernel in self._kernels]
             self._idle.put(Worker(compiled_head.create_infer_request(), between, scratch))
@@ -148,52 +190,26 @@ def head_of(decoder: openvino.Model, y: openvino.Output) -> openvino.Model:
 
 
 class UpKernel:
-    """A block's kernel and its weights.
+    """A block's kernel and its weights."""
 
-    Attributes:
-        stride: channels from one pixel of its output to the next.
-    """
-
-    def __init__(self, block: UpBlock, below_stride: int, half: bool, half_out: bool, kept: torch.dtype) -> None:
-        """
-        Args:
-            below_stride: channels from one pixel of y to the next.
-            half, half_out: see `UpShape`.
-            kept: the type of the face or skip that it will get.
-        """
-        weights = block.weights
-        self._shape = shape = UpShape(
-            height=block.height,
-            width=block.width,
-            below=block.below,
-            below_stride=below_stride // (2 if half else 1),
-            face=block.face,
-            skip=weights.expand.shape[1] - block.below,
-            inner=len(weights.expand),
-            out=len(weights.project),
-            inner2=len(weights.expand2),
-            picture=weights.last is not None,
-            half=half,
-            face_half=kept == torch.bfloat16,
-            half_out=half_out,
-            lanes=this_processor().lanes,
-        )
-        self.stride = rounded_up(shape.out, shape.lanes)
+    def __init__(self, block: UpBlock, shape: UpShape, ranges: Ranges | None) -> None:
+        self._shape = shape
         name = "up_" + "_".join(str(int(value)) for value in shape)
         address = compiled(name, lambda module: write_up(module, name, shape))
         self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)(address)  # which lets other threads work
-        self._weights = torch.from_numpy(packed(weights, shape)).clone()  # where torch aligns it
+        levels = UpLevels(*(Levels.between(*ranges[name]) for name in block.multiplied)) if ranges else None
+        self._weights = torch.from_numpy(packed(block.weights, shape, levels)).clone()  # where torch aligns it
 
     def room(self) -> Tensor:
-        """For its output, (height,width,stride)."""
+        """For its output, (height,width,channels)."""
         shape = self._shape
         kind = torch.bfloat16 if shape.half_out else torch.float32
-        return torch.empty(shape.height, shape.width, self.stride, dtype=kind)
+        return torch.empty(shape.height, shape.width, rounded_up(shape.out, shape.lanes), dtype=kind)
 
     def scratch(self) -> Tensor:
         return torch.zeros(scratch_places(self._shape)[1])
 
     def __call__(self, y: Tensor, seen: Tensor, scratch: Tensor, out: Tensor) -> None:
-        if self._shape.half and not self._shape.face:
+        if self._shape.seen_half:
             seen = seen.bfloat16()
         self._function(*(tensor.data_ptr() for tensor in (y, seen, self._weights, scratch, out)))

@@ -20,8 +20,8 @@ class UpShape(NamedTuple):
         skip: channels of the skip.
         inner, out, inner2: of x's inner tensor, x, and the output's inner tensor.
         picture: whether the output is the picture, (3,2h,2w); else (2h,2w, `out` rounded up to lanes).
-        half: whether products are of bfloat16, which y and the skip are then in.
-        face_half: whether the face is bfloat16.
+        per_word: how many numbers are multiplied in a word: 1 float32, 2 bfloat16, which y is then in, or 4 bytes.
+        seen_half: whether the face, or the skip, is bfloat16; the skip is if products are of bfloat16.
         half_out: whether the output is bfloat16.
         lanes: float32 values in a vector of this processor.
     """
@@ -36,10 +36,46 @@ class UpShape(NamedTuple):
     out: int
     inner2: int
     picture: bool
-    half: bool
-    face_half: bool
+    per_word: int
+    seen_half: bool
     half_out: bool
     lanes: int
+
+
+def fits(shape: UpShape) -> bool:
+    """Whether words are whole: of a pixel's channels, and of bytes also vectors of a row."""
+    skip = 0 if shape.face else shape.skip
+    if shape.per_word == 2:
+        return not any(channels % 2 for channels in (shape.below, shape.skip, shape.out))
+    rows = shape.width // 2 * shape.below_stride, shape.width * skip
+    return shape.per_word == 1 or not (shape.below_stride % 4 or skip % 4 or any(words % shape.lanes for words in rows))
+
+
+class Levels(NamedTuple):
+    """Numbers as bytes: each is (byte - zero) · step. Affine quantisation, as ONNX's QuantizeLinear has it."""
+
+    step: float
+    zero: int
+
+    @classmethod
+    def between(cls, low: float, high: float) -> "Levels":
+        """For numbers in this range; 0 is one of them exactly."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        step = (high - low) / 255 or 1.0
+        return cls(step, round(-low / step))
+
+
+class UpLevels(NamedTuple):
+    """The levels of what is multiplied: y, the skip, the inner tensors before and after their depthwise convolutions
+    (at least 0), and x."""
+
+    y: Levels
+    skip: Levels
+    inner: Levels
+    filtered: Levels
+    x: Levels
+    inner2: Levels
+    filtered2: Levels
 
 
 class UpWeights(NamedTuple):
@@ -65,54 +101,108 @@ class UpWeights(NamedTuple):
     last: tuple[np.ndarray, np.ndarray] | None
 
 
-def packed(weights: UpWeights, shape: UpShape) -> np.ndarray:
-    """The weights in the order in which the kernel reads them: words, as float32."""
+def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None = None) -> np.ndarray:
+    """The weights in the order in which the kernel reads them: words, as float32. Bytes need levels."""
+    y, skip, inner, filtered, x, inner2, filtered2 = levels or [None] * 7
+    project2, bias2 = weights.project2, weights.project2_bias
+    last, stem = weights.last, weights.stem
+    if last is not None:
+        project2, bias2 = last[0] @ project2, last[0] @ bias2 + last[1]
+    given = inner if levels is not None and windows_in_bytes(shape, shape.inner) else None
+    given2 = inner2 if levels is not None and windows_in_bytes(shape, shape.inner2) else None
     parts = {
-        "below": product_weights(weights.expand[:, : shape.below], shape, shape.half),
-        "expand": product_weights(weights.expand[:, shape.below :], shape, shape.half),
-        "expand bias": padded(weights.expand_bias, shape),
-        "depthwise": depthwise_weights(weights.depthwise, weights.depthwise_bias, shape),
-        "project": product_weights(weights.project, shape, shape.half, by_lanes=True),
-        "project bias": padded(weights.project_bias, shape),
-        "expand2": product_weights(weights.expand2, shape, shape.half),
-        "expand2 bias": padded(weights.expand2_bias, shape),
-        "depthwise2": depthwise_weights(weights.depthwise2, weights.depthwise2_bias, shape),
+        **product_parts("below", weights.expand[:, : shape.below], None, shape, y, gives=given),
+        **product_parts(
+            "expand", weights.expand[:, shape.below :], weights.expand_bias, shape, skip, gives=given, rounds=True
+        ),
+        "depthwise": depthwise_weights(weights.depthwise, weights.depthwise_bias, shape, given, filtered),
+        **product_parts("project", weights.project, weights.project_bias, shape, filtered, by_lanes=True),
+        **product_parts("expand2", weights.expand2, weights.expand2_bias, shape, x, gives=given2, rounds=True),
+        "depthwise2": depthwise_weights(weights.depthwise2, weights.depthwise2_bias, shape, given2, filtered2),
+        **product_parts("project2", project2, bias2, shape, filtered2, by_lanes=True),
     }
-    project2, bias = weights.project2, weights.project2_bias
-    if weights.last is not None:
-        last, last_bias = weights.last
-        project2, bias = last @ project2, last @ bias + last_bias
-        parts["last"] = product_weights(last, shape, False)
-    parts["project2"] = product_weights(project2, shape, shape.half, by_lanes=True)
-    parts["project2 bias"] = padded(bias, shape)
-    if weights.stem is not None:
-        stem, stem_bias, depthwise, depthwise_bias = weights.stem
-        parts["stem"] = product_weights(stem, shape, False)
-        parts["stem bias"] = padded(stem_bias, shape)
-        parts["stem depthwise"] = depthwise_weights(depthwise, depthwise_bias, shape)
+    if last is not None:
+        parts["last"] = words_of(padded(last[0], shape).T, 1)
+    if stem is not None:
+        parts["stem"] = words_of(padded(stem[0], shape).T, 1)
+        parts["stem bias"] = padded(stem[1], shape)
+        parts["stem depthwise"] = depthwise_weights(*stem[2:], shape, None, skip)
+    if levels is not None:
+        parts["levels"] = np.array([(1 / of.step, of.zero + 0.5) for of in (levels.y, levels.skip, levels.x)])
     places, size = weight_places(shape)
-    assert {name: len(part) for name, part in parts.items()} == weight_sizes(shape)
+    assert {name: part.size for name, part in parts.items()} == weight_sizes(shape)
     words = np.zeros(size, np.float32)
     for name, part in parts.items():
-        words[places[name] : places[name] + len(part)] = part
+        words[places[name] : places[name] + part.size] = part.ravel()
     return words
 
 
-def padded(channels: np.ndarray, shape: UpShape) -> np.ndarray:
-    """(C,...) with zeros up to a multiple of lanes."""
-    beyond = rounded_up(len(channels), shape.lanes) - len(channels)
+def product_parts(
+    name: str,
+    weights: np.ndarray,
+    bias: np.ndarray | None,
+    shape: UpShape,
+    levels: Levels | None,
+    by_lanes: bool = False,
+    gives: Levels | None = None,
+    rounds: bool = False,
+) -> dict[str, np.ndarray]:
+    """What a 1×1 convolution (out,in) is given; `by_lanes`: in is rounded up to lanes.
+
+    In bytes, sums of products are multiplied with `scale`, and the bias makes up for the levels' zero. With `gives`,
+    the results are levels, which with `rounds` are yet to be cut off behind the point, and woven.
+    """
+    scale = None
+    if levels is not None:
+        weights, steps = whole_weights(weights)
+        scale = steps * levels.step
+        bias = (0 if bias is None else bias) - scale * levels.zero * weights.sum(1)
+        if gives is not None:
+            scale, bias = scale / gives.step, bias / gives.step + 0.5 * rounds
+    parts = {name: padded(weights, shape)}
+    if bias is not None:
+        parts[f"{name} bias"] = padded(bias, shape)
+    if scale is not None:
+        parts[f"{name} scale"] = padded(scale, shape)
+    if gives is not None:
+        parts = {key: part[woven(len(part), shape)] for key, part in parts.items()}
+    rows = padded(parts[name].T, shape, shape.lanes if by_lanes else shape.per_word)
+    return parts | {name: words_of(rows, shape.per_word)}
+
+
+def whole_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (out,...) as whole numbers in -127..127, and how much one is: (out,)."""
+    steps = np.abs(weights).reshape(len(weights), -1).max(1) / 127
+    steps[steps == 0] = 1
+    return np.rint(weights / steps.reshape(-1, *[1] * (weights.ndim - 1))), steps
+
+
+def woven(channels: int, shape: UpShape) -> np.ndarray:
+    """The order of channels in the vectors of which `Function.store_levels_together` makes bytes, and in those that
+    `Function.interleaved` makes: of 16, each of four vectors has four."""
+    groups, of_16, vector, within = np.ix_(*map(range, (channels // (4 * shape.lanes), shape.lanes // 4, 4, 4)))
+    order = 4 * shape.lanes * groups + 16 * of_16 + 4 * vector + within
+    return order.transpose(0, 2, 1, 3).ravel()
+
+
+def windows_in_bytes(shape: UpShape, channels: int) -> bool:
+    """Whether a depthwise convolution of these is of bytes: as many at once as a vector has."""
+    return shape.per_word == 4 and rounded_up(channels, shape.lanes) % (4 * shape.lanes) == 0
+
+
+def padded(channels: np.ndarray, shape: UpShape, step: int | None = None) -> np.ndarray:
+    """(C,...) with zeros up to a multiple of `step`, which is lanes if not given."""
+    beyond = rounded_up(len(channels), step or shape.lanes) - len(channels)
     return np.pad(channels, [(0, beyond)] + [(0, 0)] * (channels.ndim - 1)).astype(np.float32)
 
 
-def product_weights(weights: np.ndarray, shape: UpShape, half: bool, by_lanes: bool = False) -> np.ndarray:
-    """(out,in) as (in,out), or for bfloat16 as (in/2,out,2); `by_lanes`: in is rounded up to lanes."""
-    rows = padded(weights, shape).T
-    if by_lanes:
-        rows = padded(rows, shape)
-    if not half:
-        return rows.ravel()
-    pairs = rows.reshape(-1, 2, rows.shape[1]).transpose(0, 2, 1)
-    return nearest_bfloat16(pairs).view(np.float32).ravel()
+def words_of(rows: np.ndarray, per_word: int) -> np.ndarray:
+    """(in,out) as (in/n,out,n), with n of them in a word."""
+    if per_word == 1:
+        return rows
+    together = rows.reshape(-1, per_word, rows.shape[1]).transpose(0, 2, 1)
+    narrow = nearest_bfloat16(together) if per_word == 2 else np.ascontiguousarray(together).astype(np.int8)
+    return narrow.view(np.float32)
 
 
 def nearest_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -121,35 +211,57 @@ def nearest_bfloat16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def depthwise_weights(kernels: np.ndarray, bias: np.ndarray, shape: UpShape) -> np.ndarray:
-    """Blocks of lanes, each nine weights and the bias."""
-    columns = np.concatenate([padded(kernels, shape).reshape(-1, 9), padded(bias, shape)[:, None]], 1)
-    return columns.reshape(-1, shape.lanes, 10).transpose(0, 2, 1).ravel()
+def depthwise_weights(
+    kernels: np.ndarray, bias: np.ndarray, shape: UpShape, levels: Levels | None, gives: Levels | None
+) -> np.ndarray:
+    """Blocks of lanes, each nine weights and the bias; with `gives` such that the results are levels, yet to be cut off
+    behind the point.
+
+    With `levels` of what goes in, blocks of four times as many channels, woven: a word for each column of a kernel,
+    scales and biases.
+    """
+    if gives is not None:
+        bias = bias / gives.step + 0.5
+    kernels, bias = padded(kernels, shape), padded(bias, shape)
+    if levels is None or gives is None:
+        kernels = kernels / gives.step if gives is not None else kernels
+        columns = np.concatenate([kernels.reshape(-1, 9), bias[:, None]], 1)
+        return columns.reshape(-1, shape.lanes, 10).transpose(0, 2, 1)
+    kernels, steps = whole_weights(kernels)
+    scales = steps * levels.step / gives.step
+    columns = np.zeros((len(kernels), 3, 4), np.int8)
+    columns[:, :, :3] = kernels.transpose(0, 2, 1)
+    words = np.stack([*columns.view(np.float32)[..., 0].T, scales, bias]).astype(np.float32)
+    return words[:, woven(len(kernels), shape)].reshape(5, -1, 4 * shape.lanes).transpose(1, 0, 2)
 
 
 def weight_sizes(shape: UpShape) -> dict[str, int]:
-    inner, out, inner2, last = (
-        rounded_up(channels, shape.lanes) for channels in (shape.inner, shape.out, shape.inner2, PICTURE)
+    inner, out, inner2, skip, last = (
+        rounded_up(channels, shape.lanes) for channels in (shape.inner, shape.out, shape.inner2, shape.skip, PICTURE)
     )
-    words = 2 if shape.half else 1
-    sizes = {
-        "below": shape.below * inner // words,
-        "expand": shape.skip * inner // words,
-        "expand bias": inner,
-        "depthwise": 10 * inner,
-        "project": inner * out // words,
-        "project bias": out,
-        "expand2": shape.out * inner2 // words,
-        "expand2 bias": inner2,
-        "depthwise2": 10 * inner2,
-        "project2": inner2 * (last if shape.picture else out) // words,
-        "project2 bias": last if shape.picture else out,
+    last = last if shape.picture else out
+    of_products = {
+        "below": (shape.below, inner),
+        "expand": (shape.skip, inner),
+        "project": (inner, out),
+        "expand2": (shape.out, inner2),
+        "project2": (inner2, last),
     }
+    sizes = {}
+    for name, (channels, into) in of_products.items():
+        sizes[name] = rounded_up(channels, shape.per_word) // shape.per_word * into
+        if name != "below" or shape.per_word == 4:
+            sizes[f"{name} bias"] = into
+        if shape.per_word == 4:
+            sizes[f"{name} scale"] = into
+    for name, channels in (("depthwise", inner), ("depthwise2", inner2)):
+        sizes[name] = (5 if windows_in_bytes(shape, channels) else 10) * channels
     if shape.picture:
         sizes["last"] = shape.out * last
     if shape.face:
-        skip = rounded_up(shape.skip, shape.lanes)
         sizes |= {"stem": shape.face * skip, "stem bias": skip, "stem depthwise": 10 * skip}
+    if shape.per_word == 4:
+        sizes["levels"] = 6
     return sizes
 
 

@@ -1,6 +1,6 @@
 """What kernels for processors are written with: functions of vectors and loops, compiled by LLVM.
 
-Memory is counted in words of 4 bytes, one float32 or two bfloat16, unless it says otherwise.
+Memory is counted in words of 4 bytes, one float32, two bfloat16 or four bytes, unless it says otherwise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -135,6 +135,55 @@ class Function:
         narrow = self.builder.fptrunc(value, ir.VectorType(BFloat16(), self.lanes))
         self.builder.store(narrow, self.at(pointer, *offsets), align=2 * self.lanes)
 
+    def load_half(self, pointer: ir.Value, *offsets: Offset) -> ir.Value:
+        """A vector of bfloat16 as float32."""
+        halves = ir.VectorType(SHORT, self.lanes)
+        bits = self.builder.zext(self.builder.load(self.at(pointer, *offsets), typ=halves, align=4), self.integers)
+        return self.builder.bitcast(self.builder.shl(bits, ir.Constant(self.integers, [16] * self.lanes)), self.vector)
+
+    def store_levels(self, value: ir.Value, pointer: ir.Value, *offsets: Offset) -> None:
+        """The vector as bytes: what is before the point, within 0 and 255."""
+        whole = self.builder.fptosi(self.relu(value), self.integers)
+        most = ir.Constant(self.integers, [255] * self.lanes)
+        within = self.builder.select(self.builder.icmp_unsigned("<", whole, most), whole, most)
+        levels = self.builder.trunc(within, ir.VectorType(BYTE, self.lanes))
+        self.builder.store(levels, self.at(pointer, *offsets), align=4)
+
+    def store_levels_together(self, values: Sequence[ir.Value], pointer: ir.Value, *offsets: Offset) -> None:
+        """Four vectors as `store_levels` has one; of their bytes, four of each are neighbours, and next to the next
+        vector's four."""
+        wide = "avx512" if self.lanes == 16 else "avx2"
+        suffix = ".512" if self.lanes == 16 else ""
+        shorts = ir.VectorType(SHORT, 2 * self.lanes)
+        halve = self._intrinsic(f"llvm.x86.{wide}.packssdw{suffix}", [self.integers] * 2, shorts)
+        quarter = self._intrinsic(
+            f"llvm.x86.{wide}.packuswb{suffix}", [shorts] * 2, ir.VectorType(BYTE, 4 * self.lanes)
+        )
+        a, b, c, d = (self.builder.fptosi(value, self.integers) for value in values)
+        levels = self.builder.call(quarter, [self.builder.call(halve, [a, b]), self.builder.call(halve, [c, d])])
+        self.builder.store(levels, self.at(pointer, *offsets), align=4 * self.lanes)
+
+    def interleaved(self, a: ir.Value, b: ir.Value, c: ir.Value) -> list[ir.Value]:
+        """Words (a, b, c, 0) of three vectors of bytes, for each of their bytes: four vectors.
+
+        The bytes of 16 neighbours, which processors shuffle at once, go to all four of them, four to each.
+        """
+
+        def woven(x: ir.Value, y: ir.Value, kind: ir.Type) -> list[ir.Value]:
+            """Of the first and of the second half of each 16 bytes, one of x, one of y, and so on."""
+            whole = ir.VectorType(kind, 4 * self.lanes * 8 // kind.width)
+            count, of_16 = whole.count, 128 // kind.width
+            x, y = (self.builder.bitcast(value, whole) for value in (x, y))
+            halves = []
+            for first in (0, of_16 // 2):
+                places = [k + i for k in range(0, count, of_16) for i in range(first, first + of_16 // 2)]
+                mask = ir.Constant(ir.VectorType(INTEGER, count), [n for i in places for n in (i, count + i)])
+                halves.append(self.builder.shuffle_vector(x, y, mask))
+            return halves
+
+        pairs = zip(woven(a, b, BYTE), woven(c, self.zeros(), BYTE), strict=True)
+        return [self.builder.bitcast(words, self.vector) for ab, c0 in pairs for words in woven(ab, c0, SHORT)]
+
     def load_long(self, pointer: ir.Value, number: int) -> ir.Value:
         """The int64 of this number."""
         return self.builder.load(self.at(pointer, 2 * number), typ=INDEX, align=8)
@@ -209,6 +258,10 @@ class Function:
     def zeros(self) -> ir.Constant:
         return self.constant(0.0)
 
+    def no_levels(self) -> ir.Constant:
+        """Zeros, as int32."""
+        return ir.Constant(self.integers, [0] * self.lanes)
+
     def rounded(self, value: ir.Value) -> ir.Value:
         """To whole numbers, halves to even ones."""
         return self.builder.call(self._intrinsic(f"llvm.rint.v{self.lanes}f32", [self.vector]), [value])
@@ -233,6 +286,18 @@ class Function:
         pairs = ir.VectorType(BFloat16(), 2 * self.lanes)
         intrinsic = self._intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", [self.vector, pairs, pairs])
         return self.builder.call(intrinsic, [total, self.builder.bitcast(a, pairs), self.builder.bitcast(b, pairs)])
+
+    def multiply_add_bytes(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
+        """a·b + total, where the words of a are four bytes each, of b four signed ones, of `total` an int32: all four
+        products are added to a lane."""
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
+        intrinsic = self._intrinsic(name, [self.integers] * 3, self.integers)
+        words = (self.builder.bitcast(value, self.integers) for value in (a, b))
+        return self.builder.call(intrinsic, [total, *words])
+
+    def to_float(self, value: ir.Value) -> ir.Value:
+        """Of int32."""
+        return self.builder.sitofp(value, self.vector)
 
     def relu(self, value: ir.Value) -> ir.Value:
         positive = self.builder.fcmp_unordered(">", value, self.zeros())  # so that NaN shows
@@ -260,9 +325,9 @@ class Function:
             value = self.builder.select(self.builder.fcmp_unordered(order, value, bound), value, bound)
         return value
 
-    def _intrinsic(self, name: str, kinds: Sequence[ir.Type]) -> ir.Function:
+    def _intrinsic(self, name: str, kinds: Sequence[ir.Type], given: ir.Type | None = None) -> ir.Function:
         known = self.module.globals.get(name)
-        return known or ir.Function(self.module, ir.FunctionType(self.vector, kinds), name)
+        return known or ir.Function(self.module, ir.FunctionType(given or self.vector, kinds), name)
 
 
 def table(module: ir.Module, name: str, kind: ir.Type, values: np.ndarray) -> ir.Value:

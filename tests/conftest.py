@@ -76,6 +76,7 @@ def kernel_device(request: pytest.FixtureRequest) -> torch.device:
 PROCESSORS: dict[str, Callable[[Processor], bool]] = {
     "AVX-512, bfloat16": lambda here: here.lanes == 16 and here.half,
     "AVX-512": lambda here: here.lanes == 16,
+    "AVX2, bytes": lambda here: here.bytes,
     "AVX2": lambda here: here.lanes >= 8,
 }
 
@@ -86,10 +87,14 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     here = this_processor()
     if not PROCESSORS[request.param](here):
         pytest.skip(f"this processor has no {request.param}: NO SUCH KERNEL RUNS HERE")
+    haswell = Processor("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2", 8, half=False, bytes=False, tiles=False)
     if request.param == "AVX-512":
-        here = here._replace(half=False)
+        here = here._replace(half=False, bytes=False)
+    elif request.param == "AVX2, bytes":  # AVX-512 has the same operation of half its vectors
+        vnni = ",+avxvnni" if here.lanes == 8 else ",+avx512vl,+avx512vnni"
+        here = haswell._replace(features=haswell.features + vnni, bytes=True)
     elif request.param == "AVX2":
-        here = Processor("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2", 8, False, False)
+        here = haswell
     for module in ("jit", "paste_kernel", "up_decoder"):
         monkeypatch.setattr(f"gpurender.{module}.this_processor", lambda: here)
     paste_function.cache_clear()

@@ -12,7 +12,7 @@ from tensorrt_stand_in import CPU, StandInPlan, expected_pictures, in_precision,
 
 import gpurender.engine as engine_module
 from gpurender import DeviceError, Engine, UNet, load_engine, predict
-from gpurender.engine import Choice, fastest_that_agrees, first_that_works, least_psnr, tensorrt_attempts
+from gpurender.engine import Choice, Probe, fastest_that_agrees, first_that_works, least_psnr, tensorrt_attempts
 from gpurender.export import example_input
 from gpurender.half import widen_depthwise
 from gpurender.halves import read_halves
@@ -146,7 +146,7 @@ def test_auto_holds_half_precision_against_the_exact_engine(tiny_onnx: Path, noi
         engine.decode = lambda encoded, audio: exact(encoded, audio) + noise
         return engine
 
-    probe = example_input(2, "ave")
+    probe = Probe(*example_input(2, "ave"))
     choice = Choice(["fp32", "fp16"], ["fp16"], build, lambda: load_engine(tiny_onnx, device="cpu", precision="fp32"))
     engine = fastest_that_agrees(choice, probe)
     assert engine.precision == taken
@@ -161,7 +161,7 @@ def test_auto_takes_tensorrt_on_a_gpu(tiny_unet: Path) -> None:
     except DeviceError as error:
         pytest.skip(str(error))
     inputs = example_input(3, "ave")
-    engine = load_engine(tiny_unet, device="cuda", probe=inputs)
+    engine = load_engine(tiny_unet, device="cuda", probe=Probe(*inputs))
     assert engine.name == "tensorrt"
     assert "fp16" in engine.measured_psnr_db
     with torch.inference_mode():

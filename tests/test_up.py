@@ -19,10 +19,20 @@ from gpurender import UNet, predict
 from gpurender.export import cached_onnx, example_input, export_onnx
 from gpurender.jit import Processor, compiled, this_processor
 from gpurender.kernels.up import scratch_places, write_up
-from gpurender.kernels.up_weights import UpShape, UpWeights, nearest_bfloat16, packed
+from gpurender.kernels.up_weights import (
+    Levels,
+    UpLevels,
+    UpShape,
+    UpWeights,
+    fits,
+    nearest_bfloat16,
+    packed,
+    windows_in_bytes,
+)
 from gpurender.kernels.vectors import rounded_up
 from gpurender.openvino_engine import OpenVinoEngine
 from gpurender.openvino_network import make_ready
+from gpurender.ranges import Ranges, measured_ranges
 from gpurender.up_blocks import find_up_blocks
 from gpurender.up_decoder import UpDecoder
 
@@ -48,44 +58,65 @@ def network_of(shape: UpShape) -> UpWeights:
     )
 
 
-def expected_of(shape: UpShape, network: UpWeights, y: Tensor, seen: Tensor, kind: torch.dtype) -> Tensor:
-    """By torch: (C,H,W) of y (h,w,C) and of the skip (H,W,C) or the face (C,H,W)."""
+def expected_of(
+    shape: UpShape, network: UpWeights, y: Tensor, seen: Tensor, kind: torch.dtype, levels: UpLevels | None = None
+) -> Tensor:
+    """By torch: (C,H,W) of y (h,w,C) and of the skip (H,W,C) or the face (C,H,W); with levels, as torch has 8 bits."""
 
-    def convolved(x: Tensor, weights: np.ndarray, bias: np.ndarray) -> Tensor:
+    def convolved(x: Tensor, weights: np.ndarray, bias: np.ndarray, of: Levels | None = None) -> Tensor:
         w, b = (torch.tensor(array).to(kind) for array in (weights, bias))
         if w.ndim == 3:
-            return F.conv2d(x, w[:, None], b, padding=1, groups=len(w))
+            w = w[:, None]
+        if of is not None:
+            steps = w.abs().flatten(1).amax(1).float() / 127
+            x = torch.fake_quantize_per_tensor_affine(x.float(), of.step, of.zero, 0, 255).to(kind)
+            none = torch.zeros(len(w), dtype=torch.int32)
+            w = torch.fake_quantize_per_channel_affine(w.float(), steps, none, 0, -127, 127).to(kind)
+        if w.ndim == 4:
+            return F.conv2d(x, w, b, padding=1, groups=len(w))
         return F.conv2d(x, w[:, :, None, None], b)
-
-    def residual(x: Tensor, parts: Any) -> Tensor:
-        x = convolved(x, *parts[:2]).relu()
-        x = convolved(x, *parts[2:4]).relu()
-        return convolved(x, *parts[4:])
 
     seen = (seen if shape.face else seen.permute(2, 0, 1))[None].to(kind)
     if network.stem:
         seen = convolved(convolved(seen, *network.stem[:2]).relu(), *network.stem[2:]).relu()
-    larger = F.interpolate(y.permute(2, 0, 1)[None].to(kind), scale_factor=2, mode="bilinear", align_corners=True)
-    x = residual(torch.cat([larger, seen], 1), network[:6])
-    x = x + residual(x, network[6:12])
-    return (convolved(x, *network.last).sigmoid() if network.last else x)[0]
+    of_y, of_skip, of_inner, of_filtered, of_x, of_inner2, of_filtered2 = levels or [None] * 7
+    if not windows_in_bytes(shape, shape.inner):
+        of_inner = None
+    if not windows_in_bytes(shape, shape.inner2):
+        of_inner2 = None
+    none = np.zeros(shape.inner, np.float32)
+    narrow = convolved(y.permute(2, 0, 1)[None].to(kind), network.expand[:, : shape.below], none, of_y)
+    larger = F.interpolate(narrow, scale_factor=2, mode="bilinear", align_corners=True)
+    inner = larger + convolved(seen, network.expand[:, shape.below :], network.expand_bias, of_skip)
+    filtered = convolved(inner.relu(), network.depthwise, network.depthwise_bias, of_inner).relu()
+    x = convolved(filtered, network.project, network.project_bias, of_filtered)
+    inner2 = convolved(x, network.expand2, network.expand2_bias, of_x).relu()
+    filtered2 = convolved(inner2, network.depthwise2, network.depthwise2_bias, of_inner2).relu()
+    if network.last is None:
+        return (x + convolved(filtered2, network.project2, network.project2_bias, of_filtered2))[0]
+    last, last_bias = network.last
+    both = convolved(filtered2, last @ network.project2, last @ network.project2_bias + last_bias, of_filtered2)
+    return (both + convolved(x, last, np.zeros(3, np.float32))).sigmoid()[0]
 
 
-def seen_in_half(shape: UpShape) -> bool:
-    return shape.face_half if shape.face else shape.half
-
-
-def drawn_by_kernel(shape: UpShape, network: UpWeights, y: Tensor, seen: Tensor, finite: bool = True) -> Tensor:
+def drawn_by_kernel(
+    shape: UpShape,
+    network: UpWeights,
+    y: Tensor,
+    seen: Tensor,
+    finite: bool = True,
+    levels: UpLevels | None = None,
+) -> Tensor:
     """The same by the kernel; what it must not write to is looked at, and if `finite`, that all is written."""
     name = "up_" + "_".join(str(int(value)) for value in shape)
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)(compiled(name, lambda m: write_up(m, name, shape)))
-    y = y.to(torch.bfloat16 if shape.half else torch.float32).contiguous()
-    seen = seen.to(torch.bfloat16 if seen_in_half(shape) else torch.float32).contiguous()
+    y = y.to(torch.bfloat16 if shape.per_word == 2 else torch.float32).contiguous()
+    seen = seen.to(torch.bfloat16 if shape.seen_half else torch.float32).contiguous()
     channels = rounded_up(shape.out, shape.lanes)
     size = (3, shape.height, shape.width) if shape.picture else (shape.height, shape.width, channels)
     kind = torch.bfloat16 if shape.half_out else torch.float32
     _, words = scratch_places(shape)
-    weights = torch.from_numpy(packed(network, shape)).clone()
+    weights = torch.from_numpy(packed(network, shape, levels)).clone()
     scratch = torch.zeros(words + 64)
     scratch[words:] = CANARY
     results = []
@@ -108,24 +139,40 @@ def check(shape: UpShape) -> None:
     y = torch.randn(shape.height // 2, shape.width // 2, shape.below)
     face, skip = (shape.face, shape.height, shape.width), (shape.height, shape.width, shape.skip)
     seen = torch.rand(face) if shape.face else torch.randn(skip)
-    found = drawn_by_kernel(shape, network, y, seen).double()
-    kind = torch.bfloat16 if shape.half else torch.float32
-    if shape.half:
+    if shape.per_word == 2:
         y = y.bfloat16()
-    if seen_in_half(shape):
+    if shape.seen_half:
         seen = seen.bfloat16()
     exact = expected_of(shape, network, y, seen, torch.float64)
     least = torch.finfo(torch.bfloat16 if shape.half_out else torch.float32).eps * exact.abs().max()
+    if shape.per_word == 4:
+        levels = levels_of(shape)
+        found = drawn_by_kernel(shape, network, y, seen, levels=levels).double()
+        of_torch = expected_of(shape, network, y, seen, torch.float64, levels)
+        # float32 may fall on the other side where a level ends, here and there
+        assert (found - of_torch).abs().mean() <= 0.05 * (of_torch - exact).abs().mean() + least
+        assert (found - exact).abs().max() <= 1.5 * (of_torch - exact).abs().max() + least
+        return
+    found = drawn_by_kernel(shape, network, y, seen).double()
+    kind = torch.bfloat16 if shape.per_word == 2 else torch.float32
     of_torch = (expected_of(shape, network, y, seen, kind) - exact).abs()
     error = (found - exact).abs()
     assert error.max() <= 3 * of_torch.max() + 4 * least
     assert error.mean() <= 2 * of_torch.mean() + least
 
 
+def levels_of(shape: UpShape) -> UpLevels:
+    """For what is multiplied; some of it is beyond."""
+    of_skip = (0.0, 1.5) if shape.face else (-3.5, 3.0)
+    ranges = ((-3.0, 3.5), of_skip, (0.0, 4.0), (0.0, 3.0), (-2.0, 2.5), (0.0, 2.5), (0.0, 2.0))
+    return UpLevels(*[Levels.between(low, high) for low, high in ranges])
+
+
 def shape_of(processor: Processor, **given: Any) -> UpShape:
-    half = given.get("half", False)
+    per_word = given.get("per_word", 1)
+    half = per_word == 2
     below = given["below"]
-    usual: dict[str, Any] = {"half": False, "face_half": half, "half_out": half, "lanes": processor.lanes}
+    usual: dict[str, Any] = {"per_word": 1, "seen_half": half, "half_out": half, "lanes": processor.lanes}
     shape = UpShape(**{**usual, "below_stride": below // (2 if half else 1), **given})
     return shape._replace(half_out=shape.half_out and not shape.picture)
 
@@ -139,8 +186,14 @@ NARROW = {"below": 10, "face": 0, "skip": 6, "inner": 20, "out": 6, "inner2": 18
 @pytest.mark.parametrize(("height", "width"), [(8, 48), (14, 22), (4, 4)])
 def test_a_block_is_computed(processor: Processor, height: int, width: int, channels: dict[str, Any]) -> None:
     width = rounded_up(width, processor.lanes) if channels["picture"] else width
-    for half in {False, processor.half}:
-        check(shape_of(processor, height=height, width=width, half=half, **channels))
+    for per_word in per_words(processor):
+        shape = shape_of(processor, height=height, width=width, per_word=per_word, **channels)
+        if fits(shape):
+            check(shape)
+
+
+def per_words(processor: Processor) -> list[int]:
+    return [1, *[2] * processor.half, *[4] * processor.bytes]
 
 
 @settings(max_examples=12, deadline=None)
@@ -149,28 +202,29 @@ def test_blocks_of_any_width(data: st.DataObject) -> None:
     processor = this_processor()
     if not processor.lanes:
         pytest.skip("this processor has neither AVX2 nor AVX-512: NO KERNEL RUNS HERE")
-    half = data.draw(st.booleans(), "half") and processor.half
-    step = 2 if half else 1
+    per_word = data.draw(st.sampled_from(per_words(processor)), "numbers in a word")
+    half, step = per_word == 2, per_word
     channels = lambda most: st.integers(1, most // step).map(lambda n: n * step)  # noqa: E731
     face = data.draw(st.sampled_from([0, 1, 6]), "face")
     picture = data.draw(st.booleans(), "picture")
-    check(
-        shape_of(
-            processor,
-            height=2 * data.draw(st.integers(2, 6), "half the height"),
-            width=16 * data.draw(st.integers(1, 3)) if picture else 2 * data.draw(st.integers(2, 12), "half the width"),
-            below=data.draw(channels(40), "below"),
-            face=face,
-            skip=data.draw(channels(40), "skip"),
-            inner=data.draw(st.integers(1, 70), "inner"),
-            out=data.draw(channels(40), "out"),
-            inner2=data.draw(st.integers(1, 70), "inner2"),
-            picture=picture,
-            half=half,
-            face_half=half and (not face or data.draw(st.booleans(), "face in bfloat16")),
-            half_out=data.draw(st.booleans(), "output in bfloat16") and processor.half,
-        )
+    times = 16 if picture else 2 * per_word
+    shape = shape_of(
+        processor,
+        height=2 * data.draw(st.integers(2, 6), "half the height"),
+        width=times * data.draw(st.integers(1 if times > 2 else 2, 24 // times + 1), "width"),
+        below=data.draw(channels(40), "below"),
+        face=face,
+        skip=data.draw(channels(40), "skip"),
+        inner=data.draw(st.integers(1, 70), "inner"),
+        out=data.draw(channels(40), "out"),
+        inner2=data.draw(st.integers(1, 70), "inner2"),
+        picture=picture,
+        per_word=per_word,
+        seen_half=(half and not face) or (per_word > 1 and data.draw(st.booleans(), "the face or skip in bfloat16")),
+        half_out=data.draw(st.booleans(), "output in bfloat16") and processor.half,
     )
+    assert fits(shape)
+    check(shape)
 
 
 def test_sigmoid_where_it_saturates(processor: Processor) -> None:
@@ -232,12 +286,14 @@ def test_code_is_kept_and_made_anew_where_it_is_damaged(tmp_path: Any, monkeypat
 # --- in the network --------------------------------------------------------------------------------------------------
 
 
-def engines(network: Any, precision: str, monkeypatch: pytest.MonkeyPatch) -> tuple[OpenVinoEngine, OpenVinoEngine]:
+def engines(
+    network: Any, precision: str, monkeypatch: pytest.MonkeyPatch, ranges: Ranges | None = None
+) -> tuple[OpenVinoEngine, OpenVinoEngine]:
     """With kernels and without."""
-    fast = OpenVinoEngine(network, precision)
+    fast = OpenVinoEngine(network, precision, ranges)
     with monkeypatch.context() as patch:
         patch.setattr(openvino_engine, "up_decoder", lambda *given: None)
-        return fast, OpenVinoEngine(network, precision)
+        return fast, OpenVinoEngine(network, precision, ranges)
 
 
 def test_the_second_half_draws_what_openvino_draws(
@@ -247,9 +303,12 @@ def test_the_second_half_draws_what_openvino_draws(
     assert [block.height for block in find_up_blocks(network.decoder)] == [80, 160, 320]
     monkeypatch.setattr("gpurender.up_decoder.this_processor", lambda: processor._replace(tiles=False))
     inputs = example_input(3, "ave")
-    exact = predict(OpenVinoEngine(network, "fp32"), *inputs)
-    for precision in ("fp32", *["bf16", "mixed"] * processor.half):
-        fast, whole = engines(network, precision, monkeypatch)
+    exact_engine = OpenVinoEngine(network, "fp32")
+    exact = predict(exact_engine, *inputs)
+    levels = exact_engine.encode(inputs[0])
+    ranges = measured_ranges(network.decoder, [(*seen, heard) for seen, heard in zip(levels, inputs[1], strict=True)])
+    for precision in ("fp32", *["bf16", "mixed"] * processor.half, *["int8"] * processor.bytes):
+        fast, whole = engines(network, precision, monkeypatch, ranges if precision == "int8" else None)
         assert isinstance(fast._decoder, UpDecoder)
         assert not isinstance(whole._decoder, UpDecoder)
         ours, theirs = (predict(engine, *inputs) for engine in (fast, whole))

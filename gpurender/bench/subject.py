@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..audio import FEATURE_FILES, SAMPLE_RATE, AudioEncoderLike, Features, decode_sound, load_features
 from ..encode import EncoderName, write_frames
-from ..engine import Engine, EngineName, Precision, load_audio_engine, load_engine
+from ..engine import PROBED, Engine, EngineName, Precision, load_audio_engine, load_engine
 from ..errors import InputError
 from ..find import find_audio_encoder
 from ..network import AudioEncoder, UNet
@@ -91,7 +91,7 @@ class Loaded:
             engine=subject.engine,
             precision=subject.precision,
             batch=subject.batch,
-            probe=probe_inputs(self.template, self.features) if subject.precision == "auto" else None,
+            probe=probe_inputs(self.template, self.features) if subject.precision in PROBED else None,
         )
 
     @property
