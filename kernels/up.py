@@ -459,7 +459,7 @@ class Rows:
                 )  # fmt: skip
             totals = list(self._finished(f, sums, starts))
             if picture:
-                self._add_picture(f, totals, x, x_channels)
+                totals = self._with_picture(f, totals, x, x_channels)
             for p, of_pixel in enumerate(totals):
                 for v, value in enumerate(of_pixel):
                     place = p * out + v * lanes
@@ -478,13 +478,19 @@ class Rows:
                         store(value, f.arguments["packed"], (x, out // words), place // words)
         return f.done()
 
-    def _add_picture(self, f: Function, totals: Sequence[list[ir.Value]], x: ir.Value, x_channels: int) -> None:
-        """x through the last convolution, in float32."""
-        for k in range(self._shape.out):
-            column = f.load(f.arguments["last"], k * self._lanes)
-            for p, of_pixel in enumerate(totals):
-                word = f.splat(f.load_word(f.arguments["x"], (x, x_channels), p * x_channels + k))
-                of_pixel[0] = f.multiply_add(word, column, of_pixel[0])
+    def _with_picture(
+        self, f: Function, totals: Sequence[Sequence[ir.Value]], x: ir.Value, x_channels: int
+    ) -> list[list[ir.Value]]:
+        """And x through the last convolution, in float32."""
+        sums = [f.variable() for _ in totals]
+        for total, (value,) in zip(sums, totals, strict=True):
+            f.set(total, value)
+        with f.loop(self._shape.out) as k:  # not unrolled: LLVM would keep all weights in registers that sums need
+            column = f.load(f.arguments["last"], (k, self._lanes))
+            for p, total in enumerate(sums):
+                word = f.splat(f.load_word(f.arguments["x"], (x, x_channels), p * x_channels, k))
+                f.set(total, f.multiply_add(word, column, f.get(total)))
+        return [[f.get(total)] for total in sums]
 
     def sigmoid(self, name: str, width: int) -> ir.Function:
         """1 / (1 + e^-x) of a row, in place, to 2 units in the last place."""
