@@ -131,8 +131,8 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
     for made in (below_made, stem_made):
         f.set(made, INDEX(0))
 
-    def product_weights(part: str, biased: bool = True) -> list[ir.Value]:
-        kinds = ["", *[" bias"] * (biased or in_bytes), *[" scale"] * in_bytes]
+    def product_weights(part: str) -> list[ir.Value]:
+        kinds = ["", *[" scale"] * in_bytes, *[" bias"] * (part != "expand")]
         return [weights(part + kind) for kind in kinds]
 
     def levels(number: int) -> ir.Value:
@@ -143,7 +143,7 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
         if y_row is not None:
             f.call(y_row, y_of_row, levels(0), scratch("y packed"))
             y_of_row = scratch("y packed")
-        f.call(below_row, y_of_row, *product_weights("below", biased=False), ring("below", row, width // 2 * inner, 2))
+        f.call(below_row, y_of_row, *product_weights("below"), ring("below", row, width // 2 * inner, 2))
 
     def skip_of(row: ir.Value) -> ir.Value:
         if shape.face:
@@ -240,11 +240,11 @@ class Rows:
     ) -> ir.Function:
         """A 1×1 convolution of a row of pixels, in blocks of lanes.
 
-        With `relu` also the bias and ReLU, in rows with a zero before and after; with `resized`, a row of half the
-        width and `out` channels is resized and added first.
+        With `relu` also ReLU, in rows with a zero before and after. A bias is added; with `resized` it is in a row of
+        half the width and `out` channels, which is resized and added.
         """
-        arguments = ["row", "weights"] + ["bias"] * (relu or self._in_bytes) + ["scale"] * self._in_bytes
-        f = self._function(name, [*arguments, *["narrow", "left", "across"] * resized, "out"])
+        added = ["narrow", "left", "across"] if resized else ["bias"]
+        f = self._function(name, ["row", "weights", *["scale"] * self._in_bytes, *added, "out"])
         lanes, build = self._lanes, f.builder
         vectors = max(count for count in (4, 2, 1) if out // lanes % count == 0)
         pixels = pixels_at_once(width, vectors, lanes)
@@ -253,17 +253,15 @@ class Rows:
         with f.loop(out // lanes, vectors) as block, f.loop(width, pixels) as x:
 
             def starts(p: int) -> Iterator[ir.Value]:
-                part = left = None
-                if resized:
-                    left = f.load_index(f.arguments["left"], f.plus(x, p))
-                    part = f.splat(f.load_word(f.arguments["across"], x, p))
+                if not resized:
+                    yield from (f.load(f.arguments["bias"], (block, lanes), v * lanes) for v in range(vectors))
+                    return
+                left = f.load_index(f.arguments["left"], f.plus(x, p))
+                part = f.splat(f.load_word(f.arguments["across"], x, p))
                 for v in range(vectors):
-                    start = f.load(f.arguments["bias"], (block, lanes), v * lanes) if "bias" in arguments else f.zeros()
-                    if part is not None and left is not None:
-                        place = (block, width // 2 * lanes), v * width // 2 * lanes, (left, lanes)
-                        before, after = (f.load(f.arguments["narrow"], *place, step) for step in (0, lanes))
-                        start = build.fadd(start, f.multiply_add(part, build.fsub(after, before), before))
-                    yield start
+                    place = (block, width // 2 * lanes), v * width // 2 * lanes, (left, lanes)
+                    before, after = (f.load(f.arguments["narrow"], *place, step) for step in (0, lanes))
+                    yield f.multiply_add(part, build.fsub(after, before), before)
 
             self._begin(f, sums, starts)
             self._add_products(
@@ -422,7 +420,7 @@ class Rows:
         row is also stored as it is multiplied next.
         """
         shape, lanes, words = self._shape, self._lanes, self._shape.per_word
-        arguments = ["above", "at", "below", "depthwise", "project", "bias", *["scale"] * self._in_bytes, "tile", "out"]
+        arguments = [*ROWS, "depthwise", "project", *["scale"] * self._in_bytes, "bias", "tile", "out"]
         copied = ["packed", *["levels"] * self._in_bytes] * packed_copy
         f = self._function(name, arguments + (["x", "last"] if residual else copied))
         picture = residual and shape.picture

@@ -110,11 +110,13 @@ def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None = None) -
         project2, bias2 = last[0] @ project2, last[0] @ bias2 + last[1]
     given = inner if levels is not None and windows_in_bytes(shape, shape.inner) else None
     given2 = inner2 if levels is not None and windows_in_bytes(shape, shape.inner2) else None
+    of_y, of_skip = weights.expand[:, : shape.below], weights.expand[:, shape.below :]
+    below = product_parts("below", of_y, np.zeros(len(of_y)), shape, y, gives=given)
+    expand = product_parts("expand", of_skip, weights.expand_bias, shape, skip, gives=given, rounds=True)
+    below["below bias"] += expand.pop("expand bias")  # resizing leaves it as it is
     parts = {
-        **product_parts("below", weights.expand[:, : shape.below], None, shape, y, gives=given),
-        **product_parts(
-            "expand", weights.expand[:, shape.below :], weights.expand_bias, shape, skip, gives=given, rounds=True
-        ),
+        **below,
+        **expand,
         "depthwise": depthwise_weights(weights.depthwise, weights.depthwise_bias, shape, given, filtered),
         **product_parts("project", weights.project, weights.project_bias, shape, filtered, by_lanes=True),
         **product_parts("expand2", weights.expand2, weights.expand2_bias, shape, x, gives=given2, rounds=True),
@@ -140,7 +142,7 @@ def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None = None) -
 def product_parts(
     name: str,
     weights: np.ndarray,
-    bias: np.ndarray | None,
+    bias: np.ndarray,
     shape: UpShape,
     levels: Levels | None,
     by_lanes: bool = False,
@@ -156,12 +158,10 @@ def product_parts(
     if levels is not None:
         weights, steps = whole_weights(weights)
         scale = steps * levels.step
-        bias = (0 if bias is None else bias) - scale * levels.zero * weights.sum(1)
+        bias = bias - scale * levels.zero * weights.sum(1)
         if gives is not None:
             scale, bias = scale / gives.step, bias / gives.step + 0.5 * rounds
-    parts = {name: padded(weights, shape)}
-    if bias is not None:
-        parts[f"{name} bias"] = padded(bias, shape)
+    parts = {name: padded(weights, shape), f"{name} bias": padded(bias, shape)}
     if scale is not None:
         parts[f"{name} scale"] = padded(scale, shape)
     if gives is not None:
@@ -250,7 +250,7 @@ def weight_sizes(shape: UpShape) -> dict[str, int]:
     sizes = {}
     for name, (channels, into) in of_products.items():
         sizes[name] = rounded_up(channels, shape.per_word) // shape.per_word * into
-        if name != "below" or shape.per_word == 4:
+        if name != "expand":
             sizes[f"{name} bias"] = into
         if shape.per_word == 4:
             sizes[f"{name} scale"] = into
