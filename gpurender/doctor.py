@@ -17,7 +17,7 @@ from .crop import CROP, INNER, crop_faces
 from .cuda import driver_version, fixed_function_engines, why_no_cuda
 from .decoders import DecoderName
 from .encode import EncoderName, write_frames
-from .engine import EngineName, Precision, load_engine
+from .engine import PROBED, EngineName, Precision, Probe, load_engine
 from .errors import DeviceError, InputError, OutputError
 from .export import example_input
 from .find import find_network, find_template
@@ -163,7 +163,7 @@ def attempts(devices: list[str]) -> Iterator[tuple[str, str, str, Attempt]]:
         engines: list[tuple[EngineName, Precision]] = (
             [("tensorrt", "fp16"), ("tensorrt", "fp32"), ("torch", "fp16"), ("torch", "fp32")]
             if gpu
-            else [("openvino", "fp32"), ("openvino", "mixed"), ("openvino", "bf16"), ("torch", "fp32")]
+            else [*(("openvino", kind) for kind in ("fp32", "mixed", "bf16", "int8")), ("torch", "fp32")]
         )
         for engine, precision in engines:
             yield "network", f"{engine} {precision}", device, running(engine, precision)
@@ -275,9 +275,9 @@ def decoding_video(decoder: DecoderName) -> Attempt:
 def running(engine: EngineName, precision: Precision) -> Attempt:
     def attempt(directory: Path, device: str) -> str:
         kind = ".pth" if engine == "torch" else ".onnx"
-        loaded = load_engine(
-            find_network(find_template("avatar"), kind), device=device, engine=engine, precision=precision
-        )
+        network = find_network(find_template("avatar"), kind)
+        probe = Probe(*example_input(2, "ave")) if precision in PROBED else None
+        loaded = load_engine(network, device=device, engine=engine, precision=precision, probe=probe)
         faces, audio = (tensor.to(device) for tensor in example_input(loaded.batch, "ave"))
         encoded = loaded.encode(faces)
         for _ in range(2):  # the second captures a CUDA graph where there is one

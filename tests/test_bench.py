@@ -35,6 +35,7 @@ from gpurender.bench.subject import Loaded, Subject, enlarged, sound_of
 from gpurender.bench.table import comparison_table, number, table, written
 from gpurender.bench.watch import OtherWork, watch_make
 from gpurender.cli import main
+from gpurender.engine import Precision
 from gpurender.network import load_unet
 from gpurender.openvino_engine import faster_on_cpu
 
@@ -94,16 +95,22 @@ def test_the_table_fits_80_columns_and_has_every_stage(ran: tuple[Result, Path])
     assert any(line.startswith("to and from a device") and line.endswith("none") for line in shown)
 
 
-def test_a_precision_that_is_two_types(anna: Path, tiny_unet: Path, speech: Path) -> None:
-    if "mixed" not in faster_on_cpu():
-        pytest.skip("this processor has no bfloat16")
-    loaded = Loaded(Subject(anna, speech, tiny_unet, anna / "audio_encoder.pth", "cpu", "auto", "mixed", "auto", None))
+@pytest.mark.parametrize(("precision", "second"), [("mixed", "bf16"), ("int8", "int8")])
+def test_a_precision_that_is_two_types(
+    anna: Path, tiny_unet: Path, speech: Path, precision: Precision, second: str
+) -> None:
+    if precision not in faster_on_cpu():
+        pytest.skip(f"this processor has no {precision}")
+    loaded = Loaded(
+        Subject(anna, speech, tiny_unet, anna / "audio_encoder.pth", "cpu", "auto", precision, "auto", None)
+    )
     machine: list[Measured] = []
     measure_limits(loaded, machine, 1)
     figures = {figure.name: figure for figure in limits_and_counts([loaded], machine)}
-    assert {"matrix product fp32", "matrix product bf16"} <= figures.keys()
-    assert figures["network encode: arithmetic"].parameters["precision"] == "fp32"
-    assert figures["network decode: arithmetic"].parameters["precision"] == "bf16"
+    assert {"matrix product fp32", f"matrix product {second}"} <= figures.keys()
+    first = "bf16" if precision == "int8" and "bf16" in faster_on_cpu() else "fp32"
+    assert figures["network encode: arithmetic"].parameters["precision"] == first
+    assert figures["network decode: arithmetic"].parameters["precision"] == second
 
 
 def test_a_record_follows_the_schema(made: Record) -> None:

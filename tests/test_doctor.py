@@ -21,11 +21,16 @@ def test_everything_that_the_cpu_can_do_is_tried(examination: Examination) -> No
     on_cpu = {check.path: check for check in examination.checks if check.device == "cpu"}
     expected = {
         *("pictures, pillow", "pictures, dali", "video, pyav"),
-        *("openvino fp32", "openvino mixed", "openvino bf16", "torch fp32"),
+        *("openvino fp32", "openvino mixed", "openvino bf16", "openvino int8", "torch fp32"),
         *("kernels", "h264, software", "hevc, software", "av1, software", "mjpeg"),
     }
     assert set(on_cpu) == expected
-    for path in expected - {"openvino mixed", "openvino bf16", "kernels"}:  # which not every processor has
+    for path in expected - {
+        "openvino mixed",
+        "openvino bf16",
+        "openvino int8",
+        "kernels",
+    }:  # which not every processor has
         assert on_cpu[path].works, on_cpu[path]
     assert "ms a picture of 1280×720" in on_cpu["pictures, dali"].detail
     assert on_cpu["h264, software"].detail.startswith("libx264: 32 frames")

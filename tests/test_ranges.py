@@ -45,7 +45,8 @@ def test_ranges_are_those_of_torchs_layers(tiny_unet: Path, tiny_onnx: Path) -> 
     found = list(measured_ranges(network.decoder, items).values())
     unet = load_unet(tiny_unet)
     given: list[torch.Tensor] = []
-    for layer in (unet.up5.conv.double_conv[1].conv[0], *(unet.up5.conv.double_conv[1].conv[i] for i in (3, 6))):
+    for name in (0, 3, 6):
+        layer = unet.get_submodule(f"up5.conv.double_conv.1.conv.{name}")
         layer.register_forward_hook(lambda layer, inputs, output: given.append(inputs[0]))
     with torch.inference_mode():
         unet(faces, audio)
