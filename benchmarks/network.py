@@ -94,35 +94,53 @@ def of_kernels(fused: FusedUNet, faces: Tensor, audio: Tensor) -> dict[str, Call
 
 
 def measure(
-    network: UNet, device: torch.device, batches: Sequence[int], launches: Sequence[str], repeats: int
-) -> Iterator[Measured]:
-    expected: dict[int, Tensor] = {}  # by batch, the first way's: float32
+    network: UNet,
+    device: torch.device,
+    batches: Sequence[int],
+    launches: Sequence[str],
+    repeats: int,
+    limit: float = math.inf,
+) -> tuple[list[Measured], list[str]]:
+    """All ways but those that would begin after `limit` seconds, and a note on those."""
+    expected: dict[int, Tensor] = {}
+    found: list[Measured] = []
+    began = time.perf_counter()
     for way in ways(device, launches):
-        dtype, layout = TYPES[way.precision], LAYOUTS[way.layout]
-        network.float().load_state_dict(seeded_weights(network))  # in full, whatever it was rounded to
-        fused = FusedUNet(network, device, dtype) if "kernels" in way.launch else None
-        network.to(device, dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]
-        for batch in batches:
-            faces, audio = (tensor.to(device, dtype) for tensor in example_input(batch, network.mode))
-            faces = faces.to(memory_format=layout)
-            halves = of_layers(network, faces, audio) if fused is None else of_kernels(fused, faces, audio)
-            for half, work in halves.items():
-                of = {"at_once": batch, **way._asdict()}
-                tell(f"{half}, {batch} at a time, {', '.join(way)}")
-                search = way.launch == "searched graph"
-                with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):  # fp32 means fp32
-                    began = time.perf_counter()
-                    ready = launched(work, way.launch, device)
-                    drawn = ready()
-                    taken = time.perf_counter() - began
-                    runs = [seconds(ready, device) for _ in range(repeats)]
-                yield Measured(half, of, "frames a second", [batch / run for run in runs])
-                yield Measured(f"{half}, before its first batch", of, "s", [taken])
-                if isinstance(drawn, Tensor):
-                    picture = drawn.float().cpu()
-                    likeness = least_psnr(picture, expected.setdefault(batch, picture))
-                    if math.isfinite(likeness):  # else it is the very same
-                        yield Measured(f"{half}, PSNR to float32", of, "dB", [likeness])
+        if found and time.perf_counter() - began > limit:
+            return found, [f"after {limit:g} s no further way was begun; the first without figures: {', '.join(way)}"]
+        found += measure_way(network, way, device, batches, expected, repeats)
+    return found, []
+
+
+def measure_way(
+    network: UNet, way: Way, device: torch.device, batches: Sequence[int], expected: dict[int, Tensor], repeats: int
+) -> Iterator[Measured]:
+    """For each batch; `expected` has the first way's pictures by batch, which are float32, or is given them."""
+    dtype, layout = TYPES[way.precision], LAYOUTS[way.layout]
+    network.float().load_state_dict(seeded_weights(network))  # in full, whatever it was rounded to
+    fused = FusedUNet(network, device, dtype) if "kernels" in way.launch else None
+    network.to(device, dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    for batch in batches:
+        faces, audio = (tensor.to(device, dtype) for tensor in example_input(batch, network.mode))
+        faces = faces.to(memory_format=layout)
+        halves = of_layers(network, faces, audio) if fused is None else of_kernels(fused, faces, audio)
+        for half, work in halves.items():
+            of = {"at_once": batch, **way._asdict()}
+            tell(f"{half}, {batch} at a time, {', '.join(way)}")
+            search = way.launch == "searched graph"
+            with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):  # fp32 means fp32
+                began = time.perf_counter()
+                ready = launched(work, way.launch, device)
+                drawn = ready()
+                taken = time.perf_counter() - began
+                runs = [seconds(ready, device) for _ in range(repeats)]
+            yield Measured(half, of, "frames a second", [batch / run for run in runs])
+            yield Measured(f"{half}, before its first batch", of, "s", [taken])
+            if isinstance(drawn, Tensor):
+                picture = drawn.float().cpu()
+                likeness = least_psnr(picture, expected.setdefault(batch, picture))
+                if math.isfinite(likeness):  # else it is the very same
+                    yield Measured(f"{half}, PSNR to float32", of, "dB", [likeness])
 
 
 def main() -> None:
@@ -134,6 +152,12 @@ def main() -> None:
         help="may be repeated; on a CPU eager or compiled; compiled alone is kept as a record of its own",
     )
     parser.add_argument("--batch", type=int, action="append", help="frames at a time; may be repeated")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=math.inf,
+        help="seconds, after which no further way begins",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
     given = parser.parse_args()
 
@@ -143,9 +167,13 @@ def main() -> None:
         if device.type == "cpu" and not {"eager", COMPILED}.issuperset(launches):
             raise DeviceError("CUDA graphs and kernels need a GPU; on a CPU, --launch is eager or compiled.")
         with torch.no_grad():
-            return [*measure(UNet().eval(), device, given.batch or BATCHES[device.type], launches, given.repeats)]
+            sizes = given.batch or BATCHES[device.type]
+            found, left_out = measure(UNet().eval(), device, sizes, launches, given.repeats, given.limit)
+        notes.extend(left_out)
+        return found
 
-    measure_and_keep("network-compiled" if given.launch == [COMPILED] else "network", given, measured)
+    notes: list[str] = []
+    measure_and_keep("network-compiled" if given.launch == [COMPILED] else "network", given, measured, notes)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,11 @@ def test_ways_to_run_the_network(device: torch.device) -> None:
     launches = [*network.LAUNCHES[device.type], *(["compiled"] if shutil.which("gcc") else [])]
     precisions = network.PRECISIONS[device.type]
     with torch.no_grad():
-        figures = [*network.measure(UNet(**TINY).eval(), device, [2], launches, repeats=1)]
+        figures, notes = network.measure(UNet(**TINY).eval(), device, [2], launches, repeats=1)
+        some, said = network.measure(UNet(**TINY).eval(), device, [2], launches[:1], repeats=1, limit=0)
+    assert notes == []
+    assert {figure.parameters["precision"] for figure in some} == {"fp32"}
+    assert [note[:46] for note in said] == ["after 0 s no further way was begun; the first "]
     speeds = {tuple(figure.parameters.values()): figure.runs for figure in figures if figure.name == "second half"}
     assert all(figure.runs[0] > 0 for figure in figures)
     assert {(2, *way) for way in network.ways(device, launches)} == speeds.keys()

@@ -1,0 +1,305 @@
+"""The steps of an `up` block's kernel, each a function that computes a row of pixels."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
+
+from llvmlite import ir
+
+from .up_weights import PICTURE, UpShape, windows_in_bytes
+from .vectors import INDEX, Function, Offset, rounded_up
+
+ROWS = "above", "at", "below"
+Starts = Callable[[int], Iterator[ir.Value]]
+"""What the sums of a pixel begin with, by the pixel's number."""
+
+
+def row_of_windows(shape: UpShape, channels: int) -> int:
+    """Words of a row that is convolved depthwise."""
+    bytes_each = 1 if windows_in_bytes(shape, channels) else 4
+    return (shape.width + 2) * rounded_up(channels, shape.lanes) * bytes_each // 4
+
+
+def pixels_at_once(width: int, vectors: int, lanes: int) -> int:
+    """How many pixels of a row are computed together: their sums stay in registers, with some to spare."""
+    registers = 32 if lanes == 16 else 16
+    return max(count for count in range(1, max(registers * 5 // 8 // vectors, 1) + 1) if width % count == 0)
+
+
+class Rows:
+    """The functions that compute one row."""
+
+    def __init__(self, module: ir.Module, name: str, shape: UpShape) -> None:
+        self._module = module
+        self._name = name
+        self._shape = shape
+        self._lanes = shape.lanes
+        self._in_bytes = shape.per_word == 4
+
+    def _function(self, name: str, arguments: Sequence[str]) -> Function:
+        f = Function(self._module, f"{self._name}_{name}", arguments, self._lanes)
+        f.function.linkage = "internal"
+        f.function.attributes.add("noinline")
+        return f
+
+    def product(
+        self, name: str, width: int, channels: int, stride: int, out: int, relu: bool = True, resized: bool = False
+    ) -> ir.Function:
+        """A 1×1 convolution of a row of pixels, in blocks of lanes.
+
+        With `relu` also ReLU, in rows with a zero before and after. A bias is added; with `resized` it is in a row of
+        half the width and `out` channels, which is resized and added.
+        """
+        added = ["narrow", "left", "across"] if resized else ["bias"]
+        f = self._function(name, ["row", "weights", *["scale"] * self._in_bytes, *added, "out"])
+        lanes, build = self._lanes, f.builder
+        vectors = max(count for count in (4, 2, 1) if out // lanes % count == 0)
+        pixels = pixels_at_once(width, vectors, lanes)
+        sums = self._sums(f, pixels, vectors)
+        row_size = (width + 2 if relu else width) * lanes
+        with f.loop(out // lanes, vectors) as block, f.loop(width, pixels) as x:
+
+            def starts(p: int) -> Iterator[ir.Value]:
+                if not resized:
+                    yield from (f.load(f.arguments["bias"], (block, lanes), v * lanes) for v in range(vectors))
+                    return
+                left = f.load_index(f.arguments["left"], f.plus(x, p))
+                part = f.splat(f.load_word(f.arguments["across"], x, p))
+                for v in range(vectors):
+                    place = (block, width // 2 * lanes), v * width // 2 * lanes, (left, lanes)
+                    before, after = (f.load(f.arguments["narrow"], *place, step) for step in (0, lanes))
+                    yield f.multiply_add(part, build.fsub(after, before), before)
+
+            self._begin(f, sums, starts)
+            self._add_products(
+                f, sums, f.arguments["row"], [(x, stride)], stride, channels, f.arguments["weights"], [(block, lanes)],
+                out,
+            )  # fmt: skip
+            for p, of_pixel in enumerate(self._finished(f, sums, starts, (block, lanes))):
+                if relu and windows_in_bytes(self._shape, out):
+                    place = (block, row_size // 4), (x, lanes), (p + 1) * lanes
+                    f.store_levels_together(of_pixel, f.arguments["out"], *place)
+                    continue
+                for v, total in enumerate(of_pixel):
+                    value = f.relu(total) if relu else total
+                    place = (block, row_size), v * row_size, (x, lanes), (p + relu) * lanes
+                    f.store(value, f.arguments["out"], *place)
+        return f.done()
+
+    def _sums(self, f: Function, pixels: int, vectors: int) -> list[list[ir.Value]]:
+        kind = f.integers if self._in_bytes else f.vector
+        return [[f.variable(kind) for _ in range(vectors)] for _ in range(pixels)]
+
+    def _begin(self, f: Function, sums: Sequence[Sequence[ir.Value]], starts: Starts) -> None:
+        """Sums are to begin with what `starts` gives; sums of bytes are added to that when they are done."""
+        for p, of_pixel in enumerate(sums):
+            for total, start in zip(of_pixel, repeat(f.no_levels()) if self._in_bytes else starts(p), strict=False):
+                f.set(total, start)
+
+    def _add_products(
+        self, f: Function, sums: Sequence[Sequence[ir.Value]], row: ir.Value, place: Sequence[Offset], stride: int,
+        channels: int, weights: ir.Value, of_weights: Sequence[Offset], out: int,
+    ) -> None:  # fmt: skip
+        """sums[pixel][vector] += row[pixel, channel] · weights[channel, vector], `per_word` channels at once."""
+        steps = -(-channels // self._shape.per_word)
+        multiply_add = {1: f.multiply_add, 2: f.multiply_add_halves, 4: f.multiply_add_bytes}[self._shape.per_word]
+        kind = f.integers if self._in_bytes else f.vector
+        unrolled = next(count for count in (2, 1) if steps % count == 0)
+        with f.loop(steps, unrolled) as first:
+            for k in range(unrolled):
+                columns = [
+                    f.load(weights, (first, out), k * out + v * self._lanes, *of_weights) for v in range(len(sums[0]))
+                ]
+                for p, of_pixel in enumerate(sums):
+                    word = f.splat(f.load_word(row, first, k + p * stride, *place))
+                    for column, total in zip(columns, of_pixel, strict=True):
+                        f.set(total, multiply_add(word, column, f.get(total, kind)))
+
+    def _finished(
+        self, f: Function, sums: Sequence[Sequence[ir.Value]], starts: Starts, *scale: Offset
+    ) -> Iterator[list[ir.Value]]:
+        """The sums of each pixel."""
+        for p, of_pixel in enumerate(sums):
+            if not self._in_bytes:
+                yield [f.get(total) for total in of_pixel]
+                continue
+            scales = (f.load(f.arguments["scale"], v * self._lanes, *scale) for v in range(len(of_pixel)))
+            added = zip(of_pixel, scales, starts(p), strict=True)
+            yield [f.multiply_add(f.to_float(f.get(total, f.integers)), one, start) for total, one, start in added]
+
+    def to_bytes(self, name: str, size: int, half: bool = False) -> ir.Function:
+        """A row of float32 or bfloat16 as levels."""
+        f = self._function(name, ["row", "levels", "out"])
+        load, words = (f.load_half, self._lanes // 2) if half else (partial(f.load, aligned=False), self._lanes)
+        step, zero = (f.splat(f.load_word(f.arguments["levels"], i)) for i in range(2))
+        with f.loop(size // self._lanes) as i:
+            value = f.multiply_add(load(f.arguments["row"], (i, words)), step, zero)
+            f.store_levels(value, f.arguments["out"], (i, self._lanes // 4))
+        return f.done()
+
+    def stem_product(self, name: str, channels: int, out: int) -> ir.Function:
+        """1×1 convolution, bias and ReLU of a row of the face, whose channels are planes."""
+        f = self._function(name, ["face", "weights", "bias", "out"])
+        shape, lanes = self._shape, self._lanes
+        plane, row_size = shape.height * shape.width, (shape.width + 2) * lanes
+        with f.loop(out // lanes) as block, f.loop(shape.width, 1) as x:
+            total = f.load(f.arguments["bias"], (block, lanes))
+            for channel in range(channels):
+                place = f.plus(x, channel * plane)
+                load = f.load_short if shape.seen_half else f.load_word
+                word = f.splat(load(f.arguments["face"], place))
+                total = f.multiply_add(word, f.load(f.arguments["weights"], (block, lanes), channel * out), total)
+            f.store(f.relu(total), f.arguments["out"], (block, row_size), (x, lanes), lanes)
+        return f.done()
+
+    def between(self, name: str, size: int) -> ir.Function:
+        """a + part · (b - a) of two rows."""
+        f = self._function(name, ["a", "b", "part", "out"])
+        part = f.splat(f.load_word(f.arguments["part"]))
+        with f.loop(size, self._lanes) as i:
+            a, b = (f.load(f.arguments[key], i) for key in "ab")
+            f.store(f.multiply_add(part, f.builder.fsub(b, a), a), f.arguments["out"], i)
+        return f.done()
+
+    def _store(self, f: Function) -> Callable[..., None]:
+        """Of what is multiplied next."""
+        return {1: f.store, 2: f.store_half, 4: f.store_levels}[self._shape.per_word]
+
+    def _depthwise(self, f: Function, block: ir.Value, x: ir.Value, pixels: int) -> list[ir.Value]:
+        """3×3 windows of three rows, weighed and added up, bias and ReLU: a vector for each pixel."""
+        lanes, row_size = self._lanes, (self._shape.width + 2) * self._lanes
+        weights = [f.load(f.arguments["depthwise"], (block, 10 * lanes), i * lanes) for i in range(10)]
+        found = []
+        for p in range(pixels):
+            total = weights[9]
+            for i, row in enumerate(ROWS):
+                for j in range(3):
+                    near = f.load(f.arguments[row], (block, row_size), (x, lanes), (p + j) * lanes)
+                    total = f.multiply_add(near, weights[3 * i + j], total)
+            found.append(f.relu(total))
+        return found
+
+    def _depthwise_of_bytes(self, f: Function, group: ir.Value, x: ir.Value, pixels: int, of_group: int) -> None:
+        """The same of bytes, four vectors of channels at once, to the tile."""
+        lanes, row_size = self._lanes, (self._shape.width + 2) * self._lanes
+
+        def given(number: int) -> list[ir.Value]:
+            return [f.load(f.arguments["depthwise"], (group, 20 * lanes), (4 * number + j) * lanes) for j in range(4)]
+
+        def column(pixel: ir.Value, ahead: int) -> list[ir.Value]:
+            place = (group, row_size), (x, lanes), (pixel, lanes), ahead * lanes
+            return f.interleaved(*(f.load(f.arguments[row], *place) for row in ROWS))
+
+        weights, scales, biases = [given(number) for number in range(3)], given(3), given(4)
+        kept = [[f.variable() for _ in range(4)] for _ in range(2)]  # columns, of which each is one of three windows
+        for ahead, variables in enumerate(kept):
+            for variable, words in zip(variables, column(INDEX(0), ahead), strict=True):
+                f.set(variable, words)
+        with f.loop(pixels) as pixel:
+            columns = [*([f.get(variable) for variable in variables] for variables in kept), column(pixel, 2)]
+            values = []
+            for j, (scale, bias) in enumerate(zip(scales, biases, strict=True)):
+                total = f.no_levels()
+                for near, weight in zip(columns, weights, strict=True):
+                    total = f.multiply_add_bytes(near[j], weight[j], total)
+                values.append(f.multiply_add(f.to_float(total), scale, bias))
+            f.store_levels_together(values, f.arguments["tile"], (group, of_group), (pixel, lanes))
+            for variables, words in zip(kept, columns[1:], strict=True):
+                for variable, word in zip(variables, words, strict=True):
+                    f.set(variable, word)
+
+    def depthwise_alone(self, name: str, channels: int) -> ir.Function:
+        """Depthwise convolution, bias and ReLU: a row of pixels with their channels."""
+        f = self._function(name, ["above", "at", "below", "depthwise", "out"])
+        lanes = self._lanes
+        pixels = pixels_at_once(self._shape.width, 2, lanes)
+        store, words = self._store(f), self._shape.per_word
+        with f.loop(channels // lanes) as block, f.loop(self._shape.width, pixels) as x:
+            for p, value in enumerate(self._depthwise(f, block, x, pixels)):
+                place = (x, channels // words), p * channels // words, (block, lanes // words)
+                store(value, f.arguments["out"], *place)
+        return f.done()
+
+    def window(self, name: str, inner: int, out: int, residual: bool = False, packed_copy: bool = False) -> ir.Function:
+        """Depthwise convolution, bias, ReLU and 1×1 convolution with bias: a row of pixels with their channels.
+
+        With `residual`, x is added: as it is, or for the picture through the last convolution. With `packed_copy`, the
+        row is also stored as it is multiplied next.
+        """
+        shape, lanes, words = self._shape, self._lanes, self._shape.per_word
+        arguments = [*ROWS, "depthwise", "project", *["scale"] * self._in_bytes, "bias", "tile", "out"]
+        copied = ["packed", *["levels"] * self._in_bytes] * packed_copy
+        f = self._function(name, arguments + (["x", "last"] if residual else copied))
+        picture = residual and shape.picture
+        x_channels = rounded_up(shape.out, lanes)
+        out = rounded_up(out, lanes)
+        pixels = pixels_at_once(shape.width, out // lanes, lanes)
+        sums = self._sums(f, pixels, out // lanes)
+        of_block = pixels * lanes // words
+        store = self._store(f)
+        together = 4 if windows_in_bytes(shape, inner) else 1  # blocks
+        of_block *= together
+        with f.loop(shape.width, pixels) as x:
+
+            def starts(p: int) -> Iterator[ir.Value]:
+                for v in range(out // lanes):
+                    start = f.load(f.arguments["bias"], v * lanes)
+                    if residual and not picture:
+                        near = f.load(f.arguments["x"], (x, x_channels), p * x_channels + v * lanes)
+                        start = f.builder.fadd(start, near)
+                    yield start
+
+            with f.loop(inner // lanes // together) as block:
+                if together > 1:
+                    self._depthwise_of_bytes(f, block, x, pixels, of_block)
+                else:
+                    for p, value in enumerate(self._depthwise(f, block, x, pixels)):
+                        store(value, f.arguments["tile"], (block, of_block), p * lanes // words)
+            self._begin(f, sums, starts)
+            channels = together * lanes
+            with f.loop(inner // channels) as block:
+                self._add_products(
+                    f, sums, f.arguments["tile"], [(block, of_block)], channels // words, channels,
+                    f.arguments["project"], [(block, channels // words * out)], out,
+                )  # fmt: skip
+            totals = list(self._finished(f, sums, starts))
+            if picture:
+                totals = self._with_picture(f, totals, x, x_channels)
+            for p, of_pixel in enumerate(totals):
+                for v, value in enumerate(of_pixel):
+                    place = p * out + v * lanes
+                    if picture:
+                        for channel in range(PICTURE):
+                            plane = channel * shape.height * shape.width
+                            f.store_lane(value, channel, f.arguments["out"], plane, x, p)
+                    elif residual and shape.half_out:
+                        f.store_half(value, f.arguments["out"], (x, out // 2), place // 2)
+                    else:
+                        f.store(value, f.arguments["out"], (x, out), place)
+                    if packed_copy:
+                        if self._in_bytes:
+                            step, zero = (f.splat(f.load_word(f.arguments["levels"], i)) for i in range(2))
+                            value = f.multiply_add(value, step, zero)
+                        store(value, f.arguments["packed"], (x, out // words), place // words)
+        return f.done()
+
+    def _with_picture(
+        self, f: Function, totals: Sequence[Sequence[ir.Value]], x: ir.Value, x_channels: int
+    ) -> list[list[ir.Value]]:
+        """And x through the last convolution, in float32."""
+        sums = [f.variable() for _ in totals]
+        for total, (value,) in zip(sums, totals, strict=True):
+            f.set(total, value)
+        with f.loop(self._shape.out) as k:  # not unrolled: LLVM would keep all weights in registers that sums need
+            column = f.load(f.arguments["last"], (k, self._lanes))
+            for p, total in enumerate(sums):
+                word = f.splat(f.load_word(f.arguments["x"], (x, x_channels), p * x_channels, k))
+                f.set(total, f.multiply_add(word, column, f.get(total)))
+        return [[f.get(total)] for total in sums]
+
+    def sigmoid(self, name: str, width: int) -> ir.Function:
+        """1 / (1 + e^-x) of a row, in place, to 2 units in the last place."""
+        f = self._function(name, ["row"])
+        with f.loop(width, self._lanes) as x:
+            f.store(f.sigmoid(f.load(f.arguments["row"], x)), f.arguments["row"], x)
+        return f.done()
