@@ -5,7 +5,7 @@ from .compare.likeness import Figures, compare_pictures
 from .compare.run import compare_frames
 from .crop import crop_and_mask, crop_faces, face_input
 from .encode import write_frames
-from .engine import Engine, load_audio_engine, load_engine, predict
+from .engine import Engine, Probe, load_audio_engine, load_engine, predict
 from .errors import DeviceError, InputError, OutputError
 from .export import export_onnx
 from .features import make_features, write_features
@@ -16,7 +16,7 @@ from .paste import paste_faces, paste_faces_nv12
 from .pipeline import FrameGenerationPipeline
 from .reference import write_reference
 from .reference_set import ReferenceSet, open_reference
-from .render import make, render
+from .render import make, probe_inputs, render
 from .report import Summary
 from .template import Template, frame_order, open_template
 
@@ -30,6 +30,7 @@ __all__ = [
     "FrameGenerationPipeline",
     "InputError",
     "OutputError",
+    "Probe",
     "ReferenceSet",
     "Summary",
     "Template",
@@ -57,6 +58,7 @@ __all__ = [
     "paste_faces",
     "paste_faces_nv12",
     "predict",
+    "probe_inputs",
     "render",
     "rgb_to_nv12",
     "write_features",

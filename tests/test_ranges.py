@@ -1,5 +1,6 @@
 """8-bit integers in the network's second half: the ranges that they come from, what they draw, when they are taken."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from gpurender.errors import DeviceError
 from gpurender.export import example_input
 from gpurender.find import BUNDLED
 from gpurender.jit import this_processor
+from gpurender.network import Mode
 from gpurender.openvino_engine import OpenVinoEngine
 from gpurender.openvino_network import make_ready
 from gpurender.ranges import MARGIN, in_bytes, measured_ranges
@@ -145,6 +147,17 @@ def test_int8_where_openvino_computes_all_of_it(wide: Path, probe: Probe, monkey
     assert isinstance(engine, OpenVinoEngine)
     assert not isinstance(engine._decoder, UpDecoder)
     assert least_psnr(*(predict(one, probe.faces, probe.audio) for one in (engine, exact))) > 35  # 40 measured
+
+
+@pytest.mark.usefixtures("_bytes")
+@pytest.mark.parametrize("mode", ["ave", "hubert", "wenet"])
+def test_int8_of_narrow_networks_of_any_mode(tiny_of: Callable[[Mode], Path], mode: Mode) -> None:
+    inputs = example_input(2, mode)
+    exact, engine = (
+        load_engine(tiny_of(mode), mode=mode, device="cpu", precision=precision, probe=Probe(*inputs))
+        for precision in ("fp32", "int8")
+    )
+    assert least_psnr(predict(engine, *inputs), predict(exact, *inputs)) > 30
 
 
 @pytest.mark.usefixtures("_bytes")
