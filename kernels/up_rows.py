@@ -210,7 +210,7 @@ class Rows:
 
     def depthwise_alone(self, name: str, channels: int) -> ir.Function:
         """Depthwise convolution, bias and ReLU: a row of pixels with their channels."""
-        f = self._function(name, ["above", "at", "below", "depthwise", "out"])
+        f = self._function(name, [*ROWS, "depthwise", "out"])
         lanes = self._lanes
         pixels = pixels_at_once(self._shape.width, 2, lanes)
         store, words = self._store(f), self._shape.per_word
