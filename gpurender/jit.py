@@ -50,7 +50,7 @@ def this_processor() -> Processor:
         written,
         lanes,
         half=has("avx512bf16"),
-        bytes=has("avx512vnni") if lanes == 16 else has("avxvnni"),
+        bytes=has("avx512vnni", "avx512bw") if lanes == 16 else has("avxvnni"),
         tiles=has("amx-bf16"),
     )
 

@@ -7,6 +7,8 @@ import openvino
 import openvino.opset13 as opset
 from torch import Tensor
 
+from .errors import InputError
+
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 MARGIN = 1.1  # for frames that go beyond; measured: 1 and 1.2 are worse in the worst of 300
 
@@ -20,6 +22,9 @@ def measured_ranges(decoder: openvino.Model, items: Iterable[Sequence[Tensor]]) 
     Args:
         decoder: with a batch of one and float32 inputs.
         items: the inputs of each frame, without the batch axis.
+
+    Raises:
+        InputError: some of it is not finite.
     """
     measured = decoder.clone()
     values = {
@@ -36,6 +41,8 @@ def measured_ranges(decoder: openvino.Model, items: Iterable[Sequence[Tensor]]) 
     for item in items:
         extremes = compiled([tensor[None].float().numpy() for tensor in item])
         found.append([float(extremes[i].item()) for i in range(len(compiled.outputs))])
+    if not np.isfinite(found).all():
+        raise InputError("the network gives numbers that are not finite: its weights may be damaged.")
     least = dict(zip(signed, MARGIN * np.min(found, 0), strict=False))
     most = dict(zip(values, MARGIN * np.max(found, 0)[len(signed) :], strict=True))
     return {name: (float(least.get(name, 0)), float(high)) for name, high in most.items()}

@@ -15,7 +15,7 @@ import gpurender.openvino_engine as openvino_engine
 from gpurender import load_audio_engine, load_engine, load_features, load_unet, make, open_template, predict
 from gpurender.crop import crop_and_mask
 from gpurender.engine import LEAST_INT8_DB, Probe, least_psnr
-from gpurender.errors import DeviceError
+from gpurender.errors import DeviceError, InputError
 from gpurender.export import example_input
 from gpurender.find import BUNDLED
 from gpurender.jit import this_processor
@@ -89,6 +89,14 @@ def test_convolutions_in_bytes_are_torchs() -> None:
     lost = (expected - exact).abs().mean()
     assert (found - exact).abs().mean() < 1.2 * lost
     assert (found - expected).abs().mean() < 0.5 * lost  # the zero lies elsewhere, by less than a step
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    x = opset.parameter([1, 2, 4, 4], np.float32)
+    weights = np.ones((2, 2, 1, 1), np.float32)
+    model = openvino.Model([opset.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1])], [x])  # pyright: ignore
+    with pytest.raises(InputError, match="not finite"):
+        measured_ranges(model, [(torch.full((2, 4, 4), torch.inf),)])
 
 
 # --- a network of full width that was trained ------------------------------------------------------------------------
