@@ -212,25 +212,24 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
     rows = torch.arange(MEL_WINDOW, device=device)
     encoded = len(starts)
     size = ENCODE_CHUNK[device.type]
-    recent: dict[int, Tensor] = {}
+    begin, recent = 0, torch.empty(0, 512, device=device)  # neighbouring windows share 15 features: the last ones stay
 
-    def chunk(number: int) -> Tensor:  # neighbouring windows share 15 features: keep what was just computed
-        if number not in recent:
-            while len(recent) > 1:
-                recent.pop(next(iter(recent)))
-            index = starts[number * size : (number + 1) * size, None] + rows
-            with torch.inference_mode():
-                recent[number] = encoder(mel[index].transpose(1, 2)[:, None].contiguous()).float()
-        return recent[number]
+    def encode(first: int, count: int) -> Tensor:
+        index = starts[first : first + count, None] + rows
+        with torch.inference_mode():
+            return encoder(mel[index].transpose(1, 2)[:, None].contiguous()).float()
 
     def read(start: int, stop: int) -> Tensor:
+        nonlocal begin, recent
         # The first and the last feature are repeated once each: row i is mel window i-1.
         first, last = max(start - 1, 0), min(max(stop - 2, 0), encoded - 1)
-        numbers = range(first // size, last // size + 1)
-        features = torch.cat([chunk(number) for number in numbers])
-        offset = numbers[0] * size
-        index = torch.arange(start - 1, stop - 1).clamp(0, encoded - 1) - offset
-        return features[index.to(device, non_blocking=True)]
+        if not begin <= first <= begin + len(recent):
+            recent = recent[:0]
+        kept = recent[first - begin :] if len(recent) else recent
+        missing = range(first + len(kept), last + 1, size)
+        begin, recent = first, torch.cat([kept, *(encode(number, size) for number in missing)])
+        index = torch.arange(start - 1, stop - 1).clamp(0, encoded - 1) - first
+        return recent[index.to(device, non_blocking=True)]
 
     return Features("ave", (encoded + 2, 512), read, windows_ready=False, fps=fps, source=path, sound=path)
 

@@ -1,13 +1,15 @@
 """The ranges of what a network's convolutions multiply, measured on a few frames, and 8-bit integers by them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import openvino
 import openvino.opset13 as opset
+import torch
 from torch import Tensor
 
 from .errors import InputError
+from .openvino_requests import Requests, has_bfloat16
 
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 MARGIN = 1.1  # for frames that go beyond; measured: 1 and 1.2 are worse in the worst of 300
@@ -16,8 +18,9 @@ Ranges = dict[str, tuple[float, float]]
 """The least and the largest number that an operation gave, by the operation's name."""
 
 
-def measured_ranges(decoder: openvino.Model, items: Iterable[Sequence[Tensor]]) -> Ranges:
-    """Of all that convolutions of the decoder multiply, in float32, and a tenth more.
+def measured_ranges(decoder: openvino.Model, items: Sequence[Sequence[Tensor]]) -> Ranges:
+    """Of all that convolutions of the decoder multiply, and a tenth more. In bfloat16 where that is faster: it rounds
+    by less than half a percent.
 
     Args:
         decoder: with a batch of one and float32 inputs.
@@ -33,19 +36,24 @@ def measured_ranges(decoder: openvino.Model, items: Iterable[Sequence[Tensor]]) 
         for value in parts(convolution.input_value(0))
     }
     signed = [name for name, value in values.items() if value.get_node().get_type_name() != "Relu"]
-    lows = [opset.reduce_min(values[name], axes_of(values[name])) for name in signed]
-    highs = [opset.reduce_max(value, axes_of(value)) for value in values.values()]
-    model = openvino.Model([*lows, *highs], measured.get_parameters())  # pyright: ignore  # its annotations contradict each other
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = []
-    for item in items:
-        extremes = compiled([tensor[None].float().numpy() for tensor in item])
-        found.append([float(extremes[i].item()) for i in range(len(compiled.outputs))])
-    if not np.isfinite(found).all():
+    precision, kind = ("bf16", torch.bfloat16) if has_bfloat16() else ("fp32", torch.float32)
+
+    def extreme(reduce: Callable[..., openvino.Node], value: openvino.Output) -> openvino.Node:
+        if precision == "bf16":  # else OpenVINO would compute in float32 what is reduced
+            value = opset.convert(value, "bf16").output(0)
+        return opset.unsqueeze(reduce(value, np.arange(len(value.get_shape()))), [0, 1])
+
+    lows = [extreme(opset.reduce_min, values[name]) for name in signed]
+    highs = [extreme(opset.reduce_max, value) for value in values.values()]
+    model = openvino.Model([opset.concat([*lows, *highs], 1)], measured.get_parameters())  # pyright: ignore  # its annotations contradict each other
+    extremes = torch.empty(len(items), len(lows) + len(highs), dtype=kind)
+    Requests(model, precision).start([tuple(item) for item in items], [(row,) for row in extremes]).wait()
+    extremes = extremes.float()
+    if not extremes.isfinite().all():
         raise InputError("the network gives numbers that are not finite: its weights may be damaged.")
-    least = dict(zip(signed, MARGIN * np.min(found, 0), strict=False))
-    most = dict(zip(values, MARGIN * np.max(found, 0)[len(signed) :], strict=True))
-    return {name: (float(least.get(name, 0)), float(high)) for name, high in most.items()}
+    least = dict(zip(signed, (MARGIN * extremes.amin(0)).tolist(), strict=False))
+    most = dict(zip(values, (MARGIN * extremes.amax(0))[len(signed) :].tolist(), strict=True))
+    return {name: (least.get(name, 0.0), high) for name, high in most.items()}
 
 
 def convolutions(model: openvino.Model) -> Iterator[openvino.Node]:
@@ -60,10 +68,6 @@ def parts(value: openvino.Output) -> Iterator[openvino.Output]:
         yield value
     for i in range(joins):
         yield from parts(node.input_value(i))
-
-
-def axes_of(value: openvino.Output) -> np.ndarray:
-    return np.arange(len(value.get_shape()))
 
 
 def in_bytes(model: openvino.Model, ranges: Ranges) -> openvino.Model:
