@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .color import planes, rgb_to_nv12
+from .color import equations, fill_one, planes, rgb_to_nv12
 from .crop import CROP, crop_faces, face_input
 from .paste_kernel import paste_face
 from .template import Template
@@ -94,8 +94,7 @@ def paste_on_backdrops(backdrops: Sequence[Backdrop], crops: Tensor, predictions
     for i, (_, around, keep, (x, y), rects, _) in enumerate(backdrops):
         pasted = around.clone()
         paste_face(pasted[0], crops[i], predictions[i], rects[0], keep[0] if keep is not None else None)
-        face_luma, face_chroma = planes(rgb_to_nv12(pasted))
-        height, width = face_luma.shape[1:]
-        luma[i, y : y + height, x : x + width] = face_luma[0]
-        chroma[i, y // 2 : (y + height) // 2, x // 2 : (x + width) // 2] = face_chroma[0]
+        height, width = ((size + 1) // 2 for size in pasted.shape[2:])  # of its chroma
+        of_face = luma[i, y : y + 2 * height, x : x + 2 * width], chroma[i, y // 2 :, x // 2 :][:height, :width]
+        fill_one(*of_face, pasted[0], equations("bt709", full_range=False))
     return surfaces

@@ -46,8 +46,9 @@ def rgb_to_nv12(
     Args:
         frames: (B,3,H,W) uint8 RGB of any strides; torch's or any library's that has DLPack.
         matrix, full_range: what the surfaces are to be; BT.709 limited is what video players take HD to be.
-        impl: `reference` is torch, on any device; `kernel` is one Triton kernel. None is the kernel on CUDA. Where the
-            exact value lies within 0.0001 of two levels' middle, they may differ by one level.
+        impl: `reference` is torch, on any device; `kernel` is one Triton kernel. None is that on CUDA, and on a CPU
+            another, compiled for this processor. Where the exact value lies within 0.0001 of two levels' middle, they
+            may differ by one level.
 
     Returns:
         (B,H*3/2,W) uint8 on the device of `frames`, H and W rounded up to even.
@@ -117,12 +118,15 @@ def nv12_to_rgb(
 @custom_op("rgb_to_nv12")
 def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str | None) -> Tensor:
     surfaces = surfaces_for(frames)
-    if not runs_kernel(impl, frames.device):
-        fill_surfaces(surfaces, frames, equations(matrix, full_range))
-    else:
+    if runs_kernel(impl, frames.device):
         from .kernels import color as kernels  # Triton takes a while to load, and is not everywhere
 
         kernels.rgb_to_nv12(frames, surfaces, equations(matrix, full_range))
+    elif impl is None and frames.device.type == "cpu":
+        for luma, chroma, frame in zip(*planes(surfaces), frames, strict=True):
+            fill_one(luma, chroma, frame, equations(matrix, full_range))
+    else:
+        fill_surfaces(surfaces, frames, equations(matrix, full_range))
     return surfaces
 
 
@@ -157,6 +161,20 @@ def surfaces_for(frames: Tensor) -> Tensor:
 
 def frames_for(surfaces: Tensor) -> Tensor:
     return surfaces.new_empty(surfaces.shape[0], 3, surfaces.shape[1] * 2 // 3, surfaces.shape[2])
+
+
+def fill_one(luma: Tensor, chroma: Tensor, frame: Tensor, equations: Equations) -> None:
+    """Write a frame (3,H,W) uint8 RGB on a CPU as luma (H,W) and chroma (H/2,W/2,2), H and W rounded up to even; they
+    may be parts of larger ones."""
+    from .color_kernel import fill_nv12, kernel_for  # LLVM takes a while to load
+
+    if kernel_for(frame):
+        fill_nv12(luma, chroma, frame, equations)
+        return
+    surfaces = surfaces_for(frame[None])
+    fill_surfaces(surfaces, frame[None], equations)
+    for part, whole in zip((luma, chroma), planes(surfaces), strict=True):
+        part.copy_(whole[0])
 
 
 # --- the references --------------------------------------------------------------------------------------------------

@@ -226,6 +226,20 @@ class Function:
     def store_bytes(self, value: ir.Value, pointer: ir.Value, offset: ir.Value) -> None:
         self.builder.store(value, self.at_byte(pointer, offset), align=1)
 
+    def load_pairs(self, pointer: ir.Value, offset: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Bytes as float32, twice as many as lanes: the even ones, and the odd ones."""
+        both = self.builder.load(self.at_byte(pointer, offset), typ=ir.VectorType(SHORT, self.lanes), align=1)
+        wide = self.builder.zext(both, self.integers)
+        low, eight = (ir.Constant(self.integers, [number] * self.lanes) for number in (255, 8))
+        even, odd = self.builder.and_(wide, low), self.builder.lshr(wide, eight)
+        return self.to_float(even), self.to_float(odd)
+
+    def store_pairs(self, even: ir.Value, odd: ir.Value, pointer: ir.Value, offset: ir.Value) -> None:
+        """Bytes of two vectors, alternating."""
+        places = [place for i in range(self.lanes) for place in (i, self.lanes + i)]
+        mask = ir.Constant(ir.VectorType(INTEGER, 2 * self.lanes), places)
+        self.store_bytes(self.builder.shuffle_vector(even, odd, mask), pointer, offset)
+
     def chosen(self, mask: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
         """Bytes of a where those of the mask are not 0, else b."""
         none = ir.Constant(ir.VectorType(BYTE, self.lanes), [0] * self.lanes)

@@ -27,6 +27,7 @@ from onnx import ModelProto
 from PIL import Image
 
 from gpurender import AudioEncoder, UNet, export_onnx
+from gpurender.color_kernel import nv12_function
 from gpurender.jit import Processor, this_processor
 from gpurender.network import Mode
 from gpurender.paste_kernel import paste_function
@@ -95,11 +96,13 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         here = haswell._replace(features=haswell.features + vnni, bytes=True)
     elif request.param == "AVX2":
         here = haswell
-    for module in ("jit", "paste_kernel", "up_decoder"):
+    for module in ("color_kernel", "jit", "paste_kernel", "up_decoder"):
         monkeypatch.setattr(f"gpurender.{module}.this_processor", lambda: here)
-    paste_function.cache_clear()
+    for known in (nv12_function, paste_function):
+        known.cache_clear()
     yield here
-    paste_function.cache_clear()
+    for known in (nv12_function, paste_function):
+        known.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpurender import nv12_to_rgb, rgb_to_nv12
-from gpurender.color import AT_ONCE, WEIGHTS, Matrix, planes
+from gpurender.color import AT_ONCE, WEIGHTS, Matrix, equations, fill_one, planes
+from gpurender.color_kernel import kernel_for
+from gpurender.jit import Processor
 
 MATRICES: list[Matrix] = ["bt601", "bt709", "bt2020"]
 
@@ -40,7 +42,13 @@ def test_nv12_is_the_equations(
     frames = noise(height, width, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(AT_ONCE, "cpu", at_once)  # bands of rows, or several frames
-        luma, chroma = planes(rgb_to_nv12(frames, matrix=matrix, full_range=full_range))
+        surfaces = rgb_to_nv12(frames, matrix=matrix, full_range=full_range, impl="reference")
+    check(surfaces, frames, matrix, full_range)
+
+
+def check(surfaces: torch.Tensor, frames: torch.Tensor, matrix: Matrix, full_range: bool) -> None:
+    luma, chroma = planes(surfaces)
+    height, width = frames.shape[2:]
     pixels = np.pad(frames.numpy(), ((0, 0), (0, 0), (0, height % 2), (0, width % 2)), "edge").astype(float)
     pixels = np.moveaxis(pixels, 1, -1)
     means = (pixels[:, ::2, ::2] + pixels[:, 1::2, ::2] + pixels[:, ::2, 1::2] + pixels[:, 1::2, 1::2]) / 4
@@ -49,6 +57,31 @@ def test_nv12_is_the_equations(
     assert luma.shape == exact_luma.shape
     assert np.abs(luma.numpy() - exact_luma).max() <= 0.5 + 1e-4
     assert np.abs(chroma.numpy() - exact_chroma).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("full_range", [False, True])
+def test_a_processors_kernel_is_the_equations(processor: Processor, matrix: Matrix, full_range: bool) -> None:
+    for height, width in ((2, 32), (6, 34), (40, 62), (10, 96), (2, 98), (33, 40), (40, 35), (4, 30)):
+        frames = noise(height, width, seed=width)
+        surfaces = rgb_to_nv12(frames, matrix=matrix, full_range=full_range)
+        check(surfaces, frames, matrix, full_range)
+        reference = rgb_to_nv12(frames, matrix=matrix, full_range=full_range, impl="reference")
+        assert (surfaces != reference).sum() <= 1e-3 * surfaces.numel()
+        assert kernel_for(frames[0]) == (width >= 32 and not (width % 2 or height % 2))
+
+
+def test_a_processors_kernel_takes_any_strides_and_writes_parts(processor: Processor) -> None:
+    pixels = noise(50, 120, 1)
+    expected = rgb_to_nv12(pixels[..., 3:43, 5:105], impl="reference")
+    for frame in (pixels[..., 3:43, 5:105], pixels.contiguous(memory_format=torch.channels_last)[..., 3:43, 5:105]):
+        luma, chroma = torch.full((60, 200), 7, dtype=torch.uint8), torch.full((30, 100, 2), 7, dtype=torch.uint8)
+        of_luma, of_chroma = luma[10:50, 20:120], chroma[5:25, 10:60]
+        fill_one(of_luma, of_chroma, frame[0], equations("bt709", full_range=False))
+        for part, whole, wanted in zip((of_luma, of_chroma), (luma, chroma), planes(expected), strict=True):
+            assert (part.int() - wanted[0].int()).abs().max() <= 1
+            part.fill_(7)
+            assert (whole == 7).all()
 
 
 @pytest.mark.parametrize("matrix", MATRICES)
