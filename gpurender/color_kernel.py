@@ -1,6 +1,5 @@
 """A picture made NV12 by the kernel for this processor."""
 
-import ctypes
 import functools
 from collections.abc import Callable
 
@@ -38,5 +37,4 @@ def fill_nv12(luma: Tensor, chroma: Tensor, frame: Tensor, equations: tuple[floa
 def nv12_function(equations: tuple[float, float, int, int, int]) -> Callable[..., None]:
     lanes = this_processor().lanes
     name = "_".join(["nv12", str(lanes), *(f"{number:g}" for number in equations)])
-    address = compiled(name, lambda module: write_nv12(module, name, lanes, *equations))
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)(address)
+    return compiled(name, lambda module: write_nv12(module, name, lanes, *equations), pointers=4)

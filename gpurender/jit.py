@@ -1,5 +1,6 @@
 """Kernels for this processor: compiled by LLVM where they are first needed, and kept in the user's cache."""
 
+import ctypes
 import functools
 import hashlib
 from collections.abc import Callable
@@ -55,9 +56,9 @@ def this_processor() -> Processor:
     )
 
 
-def compiled(name: str, write: Callable[[ir.Module], None]) -> int:
-    """The address of the function `name` that `write` adds to a module. The name tells all that the code depends on but
-    its sources."""
+def compiled(name: str, write: Callable[[ir.Module], None], pointers: int) -> Callable[..., None]:
+    """The function `name` of so many pointers that `write` adds to a module; while it runs, other threads do, too. The
+    name tells all that the code depends on but its sources."""
     processor = this_processor()
     known = [
         name,
@@ -76,7 +77,8 @@ def compiled(name: str, write: Callable[[ir.Module], None]) -> int:
         if file is not None:
             with suppress(OutputError), complete_or_absent(file, overwrite=True) as hidden:
                 Path(hidden).write_bytes(hashlib.sha256(code).digest() + code)
-    return loaded(code).get_function_address(name)
+    address = loaded(code).get_function_address(name)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * pointers)(address)
 
 
 def read_kept(file: Path) -> bytes | None:

@@ -79,7 +79,9 @@ class OpenVinoEngine:
             shapes = self._encoder.output_shapes
             encoded = [tuple(torch.empty(shape, dtype=self._kept) for shape in shapes) for _ in seen]
             self._encoder.start([(face,) for face in seen], encoded).wait()
-        return [(face, *levels) for face, levels in zip(seen, encoded, strict=True)] if self._again else encoded
+        if self._again:
+            encoded = [(face, *levels) for face, levels in zip(seen, encoded, strict=True)]
+        return self._decoder.kept(encoded) if isinstance(self._decoder, UpDecoder) else encoded
 
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
         pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0])

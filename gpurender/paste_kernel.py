@@ -1,6 +1,5 @@
 """A face pasted by the kernel for this processor; by the reference where there is none."""
 
-import ctypes
 import functools
 import threading
 from collections.abc import Callable
@@ -63,5 +62,4 @@ def paste_function(keep: bool) -> Callable[..., None] | None:
     if not lanes:
         return None
     name = f"paste_{lanes}_{int(keep)}"
-    address = compiled(name, lambda module: write_paste(module, name, lanes, keep))
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 10)(address)
+    return compiled(name, lambda module: write_paste(module, name, lanes, keep), pointers=10)

@@ -1,8 +1,7 @@
 """The network's second half on a processor: OpenVINO up to the large `up` blocks, then kernels of our own."""
 
-import ctypes
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .jit import Processor, compiled, this_processor
-from .kernels.up import scratch_places, write_up
-from .kernels.up_weights import Levels, UpLevels, UpShape, fits, packed, windows_in_bytes
+from .kernels.up import scratch_places, skip_scratch_places, write_skip, write_up
+from .kernels.up_weights import Levels, UpLevels, UpShape, fits, packed, skip_stride, windows_in_bytes
 from .kernels.vectors import rounded_up
-from .network import FACE_SHAPE
+from .network import FACE_SHAPE, Encoded
 from .openvino_graph import channels_last, in_bfloat16
 from .openvino_requests import compiled_model, shared
 from .ranges import Ranges, in_bytes
@@ -146,10 +145,20 @@ class UpDecoder:
         self._pool = ThreadPoolExecutor(workers, "network")
 
     def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "Started":
-        """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied; outputs are
-        contiguous, on multiples of 64 bytes."""
+        """Each item's inputs, which are `kept` but for the audio, to its outputs, without the batch axis. Contiguous
+        inputs are not copied; outputs are contiguous, on multiples of 64 bytes."""
         frames = zip(items, outputs, strict=True)
         return Started([self._pool.submit(self._decode, item, picture) for item, (picture,) in frames])
+
+    def kept(self, encodings: Sequence[Encoded]) -> list[Encoded]:
+        """What the encoder gave for some faces, as `start` takes it: in `int8`, skips are bytes."""
+        return list(self._pool.map(self._keep, encodings))
+
+    def _keep(self, encoding: Encoded) -> Encoded:
+        kept = list(encoding)
+        for kernel, n in zip(self._kernels, self._skips, strict=True):
+            kept[n] = kernel.kept(kept[n])
+        return tuple(kept)
 
     def _decode(self, item: tuple[Tensor, ...], picture: Tensor) -> None:
         item = tuple(tensor.contiguous() for tensor in item)
@@ -195,9 +204,8 @@ class UpKernel:
 
     def __init__(self, block: UpBlock, shape: UpShape, ranges: Ranges | None) -> None:
         self._shape = shape
-        name = "up_" + "_".join(str(int(value)) for value in shape)
-        address = compiled(name, lambda module: write_up(module, name, shape))
-        self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)(address)  # which lets other threads work
+        self._function = up_function(shape)
+        self._skip_function = skip_function(shape) if shape.per_word == 4 else None
         levels = UpLevels(*(Levels.between(*ranges[name]) for name in block.multiplied)) if ranges else None
         self._weights = torch.from_numpy(packed(block.weights, shape, levels)).clone()  # where torch aligns it
 
@@ -210,7 +218,31 @@ class UpKernel:
     def scratch(self) -> Tensor:
         return torch.zeros(scratch_places(self._shape)[1])
 
-    def __call__(self, y: Tensor, seen: Tensor, scratch: Tensor, out: Tensor) -> None:
+    def kept(self, seen: Tensor) -> Tensor:
+        """The skip, or the face, as the kernel takes it."""
         if self._shape.seen_half:
             seen = seen.bfloat16()
+        if self._skip_function is None:
+            return seen
+        shape = self._shape
+        scratch = torch.zeros(skip_scratch_places(shape)[1])
+        skip = torch.empty(shape.height, shape.width, skip_stride(shape), dtype=torch.uint8)
+        self._skip_function(*(tensor.data_ptr() for tensor in (seen.contiguous(), self._weights, scratch, skip)))
+        return skip
+
+    def __call__(self, y: Tensor, seen: Tensor, scratch: Tensor, out: Tensor) -> None:
         self._function(*(tensor.data_ptr() for tensor in (y, seen, self._weights, scratch, out)))
+
+
+def up_function(shape: UpShape) -> Callable[..., None]:
+    name = f"up_{written(shape)}"
+    return compiled(name, lambda module: write_up(module, name, shape), pointers=5)
+
+
+def skip_function(shape: UpShape) -> Callable[..., None]:
+    name = f"skip_{written(shape)}"
+    return compiled(name, lambda module: write_skip(module, name, shape), pointers=4)
+
+
+def written(shape: UpShape) -> str:
+    return "_".join(str(int(value)) for value in shape)

@@ -11,58 +11,158 @@ of which stays in the processor's second cache:
 The upsampling is linear, so y goes through its share of the first convolution before it, at a quarter of the pixels.
 In the last block the skip is computed from the face as well (`stem`), the last convolution, to the picture, is
 multiplied with the one before it, and the sigmoid is taken. Arithmetic is float32; what 1×1 convolutions multiply may
-be bfloat16, added up in float32, or bytes, added up in int32: of what goes in, unsigned ones (`Levels`).
+be bfloat16, added up in float32, or bytes, added up in int32: of what goes in, unsigned ones (`Levels`). Skips become
+bytes by a function of their own (`write_skip`), once: the template alone is seen in them.
 
 A row of pixels lies in memory as y and skip do, pixel after pixel with its channels (N,H,W,C), or, inside, in blocks of
 as many channels as a vector has lanes, or bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from llvmlite import ir
 
 from .up_rows import Rows, pixels_at_once, row_of_windows
-from .up_weights import PICTURE, UpShape, places_of, weight_places
+from .up_weights import PICTURE, UpShape, places_of, skip_stride, weight_places
 from .vectors import FLOAT, INDEX, INTEGER, SHORT, Function, Offset, rounded_up, table
 
 
 def scratch_places(shape: UpShape) -> tuple[dict[str, int], int]:
     """Where the rows lie that are computed on the way, and how much that is: words."""
-    inner, out, inner2, skip = (
-        rounded_up(channels, shape.lanes) for channels in (shape.inner, shape.out, shape.inner2, shape.skip)
-    )
-    wide = shape.width + 2  # a zero before and after each row
+    inner, out, inner2 = (rounded_up(channels, shape.lanes) for channels in (shape.inner, shape.out, shape.inner2))
     inner_row, inner2_row = (row_of_windows(shape, channels) for channels in (shape.inner, shape.inner2))
-    return places_of(
-        {
-            "zeros": wide * max(inner, inner2, skip),
-            "inner": 3 * inner_row,
-            "below": shape.width * inner,
-            "between": shape.width // 2 * inner,
-            "x": 3 * shape.width * out,
-            "x packed": shape.width * out // shape.per_word,
-            "inner2": 3 * inner2_row,
-            "stem": 3 * wide * skip,
-            "y packed": shape.width // 2 * shape.below_stride // 4 if shape.per_word == 4 else 0,
-            "skip": shape.width * skip,
-            "tile": pixels_at_once(shape.width, 1, shape.lanes) * max(inner, inner2),
-        }
-    )
+    places = {
+        "zeros": (shape.width + 2) * max(inner, inner2),
+        "inner": 3 * inner_row,
+        "below": shape.width * inner,
+        "between": shape.width // 2 * inner,
+        "x": 3 * shape.width * out,
+        "x packed": shape.width * out // shape.per_word,
+        "inner2": 3 * inner2_row,
+        "y packed": shape.width // 2 * shape.below_stride // 4 if shape.per_word == 4 else 0,
+        "tile": pixels_at_once(shape.width, 1, shape.lanes) * max(inner, inner2),
+    }
+    if shape.face and shape.per_word != 4:
+        places |= stem_rows(shape) | {"skip": shape.width * skip_stride(shape)}
+    return places_of(places)
+
+
+def stem_rows(shape: UpShape) -> dict[str, int]:
+    wide = (shape.width + 2) * skip_stride(shape)  # a zero before and after each row
+    return {"stem zeros": wide, "stem": 3 * wide}
+
+
+class Block:
+    """A function of a block under construction: pointers to what it is given, to the block's weights, to scratch memory
+    that was zeroed once, and to what it writes; the last three lie on multiples of 64 bytes.
+
+    Attributes:
+        f: the function.
+    """
+
+    def __init__(
+        self, module: ir.Module, name: str, shape: UpShape, given: Sequence[str], scratch: dict[str, int]
+    ) -> None:
+        """
+        Args:
+            given: names of the first pointers.
+            scratch: where what lies in the scratch memory.
+        """
+        self.f = Function(module, name, [*given, "weights", "scratch", "out"], shape.lanes)
+        self._shape = shape
+        self._scratch = scratch
+        self._weights, _ = weight_places(shape)
+
+    def weights(self, part: str) -> ir.Value:
+        return self.f.at(self.f.arguments["weights"], self._weights[part])
+
+    def scratch(self, part: str, *offsets: Offset) -> ir.Value:
+        return self.f.at(self.f.arguments["scratch"], self._scratch[part], *offsets)
+
+    def ring(self, part: str, row: ir.Value, size: int, count: int = 3) -> ir.Value:
+        return self.scratch(part, (self.f.builder.urem(row, INDEX(count)), size))
+
+    def around(self, part: str, zeros: str, row: ir.Value, size: int) -> list[ir.Value]:
+        """The rows above, at and below; zeros beyond the picture."""
+        found = []
+        for step in (-1, 0, 1):
+            near = self.f.plus(row, step)
+            slot = self.ring(part, self.f.plus(near, 3), size)
+            found.append(self.f.builder.select(self.f.within(near, self._shape.height), slot, self.scratch(zeros)))
+        return found
+
+    def counter(self) -> ir.Value:
+        made = self.f.variable(INDEX)
+        self.f.set(made, INDEX(0))
+        return made
+
+    def up_to(self, made: ir.Value, last: ir.Value, make: Callable[[ir.Value], None]) -> None:
+        """Make the rows that are not made yet, up to `last`."""
+        first = self.f.get(made, INDEX)
+        with self.f.loop(self.f.builder.sub(self.f.plus(last, 1), first)) as more:
+            row = self.f.builder.add(first, more)
+            make(row)
+            self.f.set(made, self.f.plus(row, 1))
+
+
+def skip_from_face(block: Block, rows: Rows, shape: UpShape) -> Callable[[ir.Value, ir.Value], None]:
+    """What adds code to a block's function that computes a row of the skip from the face, as it is multiplied next: one
+    row after another, to a pointer."""
+    f, skip = block.f, skip_stride(shape)
+    size = (shape.width + 2) * skip
+    stem_row, skip_row = rows.stem_product("stem", shape.face, skip), rows.depthwise_alone("skip", skip)
+    made = block.counter()
+
+    def make_stem(row: ir.Value) -> None:
+        kind = SHORT if shape.seen_half else FLOAT
+        face = f.builder.gep(f.arguments["skip"], [f.builder.mul(row, INDEX(shape.width))], source_etype=kind)
+        f.call(
+            stem_row, face, block.weights("stem"), block.weights("stem bias"), block.ring("stem", f.plus(row, 3), size)
+        )  # fmt: skip
+
+    def make_skip(row: ir.Value, to: ir.Value) -> None:
+        last = f.plus(row, 1)
+        block.up_to(made, f.builder.select(f.within(last, shape.height), last, row), make_stem)
+        f.call(skip_row, *block.around("stem", "stem zeros", row, size), block.weights("stem depthwise"), to)
+
+    return make_skip
+
+
+def skip_scratch_places(shape: UpShape) -> tuple[dict[str, int], int]:
+    """Where the rows lie of which `write_skip` makes use, and how much that is: words."""
+    return places_of(stem_rows(shape) if shape.face else {})
+
+
+def write_skip(module: ir.Module, name: str, shape: UpShape) -> None:
+    """Add the function `name`, which makes the skip bytes, to a module: pointers to the skip or the face, the block's
+    weights, scratch memory that was zeroed once, and the output, (H,W,C) bytes with C of `skip_stride`; the last three
+    lie on multiples of 64 bytes."""
+    rows = Rows(module, name, shape)
+    of_row = shape.width * skip_stride(shape)
+    to_bytes = None if shape.face else rows.to_bytes("seen", of_row, half=shape.seen_half)
+    places, _ = skip_scratch_places(shape)
+    block = Block(module, name, shape, ["skip"], places)
+    f = block.f
+    make_skip = skip_from_face(block, rows, shape) if shape.face else None
+    with f.loop(shape.height) as row:
+        out = f.at_byte(f.arguments["out"], f.builder.mul(row, INDEX(of_row)))
+        if make_skip is not None:
+            make_skip(row, out)
+        else:
+            seen = f.at(f.arguments["skip"], (row, of_row // (2 if shape.seen_half else 1)))
+            f.call(to_bytes, seen, f.at(block.weights("levels"), 2), out)
+    f.done()
 
 
 def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
-    """Add the function `name` to a module: pointers to y, the skip or the face, the weights, scratch memory that was
-    zeroed once, and the output; the last three lie on multiples of 64 bytes."""
+    """Add the function `name` to a module: pointers to y, the skip (in bytes: what `write_skip` makes) or the face, the
+    weights, scratch memory that was zeroed once, and the output; the last three lie on multiples of 64 bytes."""
     height, width, lanes = shape.height, shape.width, shape.lanes
-    inner, out, inner2, skip = (
-        rounded_up(channels, lanes) for channels in (shape.inner, shape.out, shape.inner2, shape.skip)
-    )
+    inner, out, inner2 = (rounded_up(channels, lanes) for channels in (shape.inner, shape.out, shape.inner2))
     in_bytes = shape.per_word == 4
     inner_size, inner2_size = (row_of_windows(shape, channels) for channels in (shape.inner, shape.inner2))
-    skip_stride = skip if shape.face else shape.skip
-    of_weights, _ = weight_places(shape)
-    of_scratch, _ = scratch_places(shape)
+    of_skip = skip_stride(shape) // shape.per_word
 
     left, across = bilinear(width)
     top, down = bilinear(height)
@@ -74,51 +174,21 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
     )
     rows = Rows(module, name, shape)
     y_row = rows.to_bytes("y", width // 2 * shape.below_stride) if in_bytes else None
-    seen_row = rows.to_bytes("seen", width * skip_stride, half=shape.seen_half) if in_bytes and not shape.face else None
     below_stride = shape.below_stride // 4 if in_bytes else shape.below_stride
     below_row = rows.product("below", width // 2, shape.below, below_stride, inner, relu=False)
     between_rows = rows.between("between", width // 2 * inner)
-    inner_row = rows.product("inner", width, shape.skip, skip_stride // shape.per_word, inner, resized=True)
+    inner_row = rows.product("inner", width, shape.skip, of_skip, inner, resized=True)
     x_row = rows.window("x", inner, shape.out, packed_copy=shape.per_word > 1)
     inner2_row = rows.product("inner2", width, shape.out, out // shape.per_word, inner2)
     out_row = rows.window("out", inner2, PICTURE if shape.picture else shape.out, residual=True)
-    stem_row = rows.stem_product("stem", shape.face, skip) if shape.face else None
-    skip_row = rows.depthwise_alone("skip", skip) if shape.face else None
     sigmoid_row = rows.sigmoid("sigmoid", width) if shape.picture else None
 
-    f = Function(module, name, ["y", "skip", "weights", "scratch", "out"], lanes)
+    places, _ = scratch_places(shape)
+    block = Block(module, name, shape, ["y", "skip"], places)
+    f, weights, scratch, ring = block.f, block.weights, block.scratch, block.ring
     y, seen, written = (f.arguments[key] for key in ("y", "skip", "out"))
-    build = f.builder
-
-    def weights(part: str) -> ir.Value:
-        return f.at(f.arguments["weights"], of_weights[part])
-
-    def scratch(part: str, *offsets: Offset) -> ir.Value:
-        return f.at(f.arguments["scratch"], of_scratch[part], *offsets)
-
-    def ring(part: str, row: ir.Value, size: int, count: int = 3) -> ir.Value:
-        return scratch(part, (build.urem(row, INDEX(count)), size))
-
-    def around(part: str, row: ir.Value, size: int) -> list[ir.Value]:
-        """The rows above, at and below; zeros beyond the picture."""
-        found = []
-        for step in (-1, 0, 1):
-            near = f.plus(row, step)
-            slot = ring(part, f.plus(near, 3), size)
-            found.append(build.select(f.within(near, height), slot, scratch("zeros")))
-        return found
-
-    def up_to(made: ir.Value, last: ir.Value, make: Callable[[ir.Value], None]) -> None:
-        """Make the rows that are not made yet, up to `last`."""
-        first = f.get(made, INDEX)
-        with f.loop(build.sub(f.plus(last, 1), first)) as more:
-            row = build.add(first, more)
-            make(row)
-            f.set(made, f.plus(row, 1))
-
-    below_made, stem_made = f.variable(INDEX), f.variable(INDEX)
-    for made in (below_made, stem_made):
-        f.set(made, INDEX(0))
+    make_skip = skip_from_face(block, rows, shape) if shape.face and not in_bytes else None
+    below_made = block.counter()
 
     def product_weights(part: str) -> list[ir.Value]:
         kinds = ["", *[" scale"] * in_bytes, *[" bias"] * (part != "expand")]
@@ -135,34 +205,20 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
         f.call(below_row, y_of_row, *product_weights("below"), ring("below", row, width // 2 * inner, 2))
 
     def skip_of(row: ir.Value) -> ir.Value:
-        if shape.face:
-            return scratch("skip")
-        given = f.at(seen, (row, width * skip_stride // (2 if shape.seen_half else 1)))
-        if seen_row is None:
-            return given
-        f.call(seen_row, given, levels(1), scratch("skip"))
+        if make_skip is None:
+            return f.at(seen, (row, width * of_skip))
+        make_skip(row, scratch("skip"))
         return scratch("skip")
-
-    def make_stem(row: ir.Value) -> None:
-        assert stem_row is not None
-        face = build.gep(seen, [build.mul(row, INDEX(width))], source_etype=SHORT if shape.seen_half else FLOAT)
-        f.call(
-            stem_row, face, weights("stem"), weights("stem bias"), ring("stem", f.plus(row, 3), (width + 2) * skip)
-        )  # fmt: skip
 
     with f.loop(height + 2) as row:
         with f.when(f.within(row, height)):
             above = f.load_index(top_table, row)
-            up_to(below_made, f.plus(above, 1), make_below)
+            block.up_to(below_made, f.plus(above, 1), make_below)
             f.call(
                 between_rows,
                 *(ring("below", near, width // 2 * inner, 2) for near in (above, f.plus(above, 1))),
                 f.at(down_table, row), scratch("between"),
             )  # fmt: skip
-            if skip_row is not None:
-                last = f.plus(row, 1)
-                up_to(stem_made, build.select(f.within(last, height), last, row), make_stem)
-                f.call(skip_row, *around("stem", row, (width + 2) * skip), weights("stem depthwise"), scratch("skip"))
             f.call(
                 inner_row, skip_of(row), *product_weights("expand"), scratch("between"), left_table, across_table,
                 ring("inner", f.plus(row, 3), inner_size),
@@ -171,7 +227,7 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
         with f.when(f.within(behind, height)):
             x = ring("x", behind, width * out)
             f.call(
-                x_row, *around("inner", behind, inner_size), weights("depthwise"),
+                x_row, *block.around("inner", "zeros", behind, inner_size), weights("depthwise"),
                 *product_weights("project"), scratch("tile"), x,
                 *([scratch("x packed")] if shape.per_word > 1 else []), *([levels(2)] if in_bytes else []),
             )  # fmt: skip
@@ -183,7 +239,7 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
         with f.when(f.within(behind, height)):
             stride = width if shape.picture else width * out // (2 if shape.half_out else 1)
             f.call(
-                out_row, *around("inner2", behind, inner2_size), weights("depthwise2"),
+                out_row, *block.around("inner2", "zeros", behind, inner2_size), weights("depthwise2"),
                 *product_weights("project2"), scratch("tile"), f.at(written, (behind, stride)),
                 ring("x", behind, width * out), weights("last") if shape.picture else scratch("zeros"),
             )  # fmt: skip

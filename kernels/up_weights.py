@@ -51,6 +51,11 @@ def fits(shape: UpShape) -> bool:
     return shape.per_word == 1 or not (shape.below_stride % 4 or skip % 4 or any(words % shape.lanes for words in rows))
 
 
+def skip_stride(shape: UpShape) -> int:
+    """Channels from one pixel of the skip to the next, as it is multiplied."""
+    return rounded_up(shape.skip, shape.lanes) if shape.face else shape.skip
+
+
 class Levels(NamedTuple):
     """Numbers as bytes: each is (byte - zero) · step. Affine quantisation, as ONNX's QuantizeLinear has it."""
 

@@ -1,6 +1,5 @@
 """The kernels of the large `up` blocks, against float64, and in the network's second half."""
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import gpurender.openvino_engine as openvino_engine
 from gpurender import UNet, predict
 from gpurender.export import cached_onnx, example_input, export_onnx
 from gpurender.jit import Processor, compiled, this_processor
-from gpurender.kernels.up import scratch_places, write_up
+from gpurender.kernels.up import scratch_places, skip_scratch_places, write_up
 from gpurender.kernels.up_weights import (
     Levels,
     UpLevels,
@@ -27,6 +26,7 @@ from gpurender.kernels.up_weights import (
     fits,
     nearest_bfloat16,
     packed,
+    skip_stride,
     windows_in_bytes,
 )
 from gpurender.kernels.vectors import rounded_up
@@ -34,7 +34,7 @@ from gpurender.openvino_engine import OpenVinoEngine
 from gpurender.openvino_network import make_ready
 from gpurender.ranges import Ranges, measured_ranges
 from gpurender.up_blocks import find_up_blocks
-from gpurender.up_decoder import UpDecoder
+from gpurender.up_decoder import UpDecoder, skip_function, up_function
 
 CANARY = 12345.0
 
@@ -108,15 +108,16 @@ def drawn_by_kernel(
     levels: UpLevels | None = None,
 ) -> Tensor:
     """The same by the kernel; what it must not write to is looked at, and if `finite`, that all is written."""
-    name = "up_" + "_".join(str(int(value)) for value in shape)
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)(compiled(name, lambda m: write_up(m, name, shape)))
+    function = up_function(shape)
     y = y.to(torch.bfloat16 if shape.per_word == 2 else torch.float32).contiguous()
     seen = seen.to(torch.bfloat16 if shape.seen_half else torch.float32).contiguous()
     channels = rounded_up(shape.out, shape.lanes)
     size = (3, shape.height, shape.width) if shape.picture else (shape.height, shape.width, channels)
     kind = torch.bfloat16 if shape.half_out else torch.float32
-    _, words = scratch_places(shape)
     weights = torch.from_numpy(packed(network, shape, levels)).clone()
+    if shape.per_word == 4:
+        seen = skip_in_bytes(shape, seen, weights)
+    _, words = scratch_places(shape)
     scratch = torch.zeros(words + 64)
     scratch[words:] = CANARY
     results = []
@@ -130,6 +131,19 @@ def drawn_by_kernel(
     assert not finite or not first.isnan().any(), "not all was written"
     torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
     return first if shape.picture else first.permute(2, 0, 1)[: shape.out]
+
+
+def skip_in_bytes(shape: UpShape, seen: Tensor, weights: Tensor) -> Tensor:
+    size = shape.height, shape.width, skip_stride(shape)
+    _, words = skip_scratch_places(shape)
+    scratch = torch.zeros(words + 64)
+    scratch[words:] = CANARY
+    skip = torch.full((int(np.prod(size)) + 64,), 77, dtype=torch.uint8)
+    for _ in range(2):
+        skip_function(shape)(*(tensor.data_ptr() for tensor in (seen, weights, scratch, skip)))
+    assert (skip[-64:] == 77).all()
+    assert (scratch[words:] == CANARY).all()
+    return skip[:-64].view(size)
 
 
 def check(shape: UpShape) -> None:
@@ -268,18 +282,18 @@ def test_code_is_kept_and_made_anew_where_it_is_damaged(tmp_path: Any, monkeypat
         made.append("")
         write_up(module, "up_kept", shape)
 
-    compiled("up_kept", write)
-    compiled("up_kept", write)
+    compiled("up_kept", write, pointers=5)
+    compiled("up_kept", write, pointers=5)
     assert len(made) == 1
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
         file.write_bytes(damaged)
-        compiled("up_kept", write)
+        compiled("up_kept", write, pointers=5)
         assert file.read_bytes() == whole
     assert len(made) == 4
     monkeypatch.setattr(jit, "hash_of_sources", lambda: "others")
-    compiled("up_kept", write)
+    compiled("up_kept", write, pointers=5)
     assert len(made) == 5
 
 
