@@ -123,8 +123,7 @@ def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str | No
 
         kernels.rgb_to_nv12(frames, surfaces, equations(matrix, full_range))
     elif impl is None and frames.device.type == "cpu":
-        for luma, chroma, frame in zip(*planes(surfaces), frames, strict=True):
-            fill_one(luma, chroma, frame, equations(matrix, full_range))
+        fill_each(surfaces, frames, equations(matrix, full_range))
     else:
         fill_surfaces(surfaces, frames, equations(matrix, full_range))
     return surfaces
@@ -161,6 +160,12 @@ def surfaces_for(frames: Tensor) -> Tensor:
 
 def frames_for(surfaces: Tensor) -> Tensor:
     return surfaces.new_empty(surfaces.shape[0], 3, surfaces.shape[1] * 2 // 3, surfaces.shape[2])
+
+
+def fill_each(surfaces: Tensor, frames: Tensor, equations: Equations) -> None:
+    """`fill_surfaces` on a CPU, in less time where there is a kernel."""
+    for luma, chroma, frame in zip(*planes(surfaces), frames, strict=True):
+        fill_one(luma, chroma, frame, equations)
 
 
 def fill_one(luma: Tensor, chroma: Tensor, frame: Tensor, equations: Equations) -> None:

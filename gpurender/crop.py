@@ -45,9 +45,9 @@ def crop_faces(
             uint8; torch's or any library's that has DLPack, whose memory is read where it is.
         rects: (B,4) integers on the host, within the frames; sizes may differ within the batch.
         matrix, full_range: of NV12, see `nv12_to_rgb`; each chroma sample serves its 2×2 pixels.
-        impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is the kernel on CUDA.
-            Where the exact value lies within 0.001 of two levels' middle (on a GPU 0.002), they may differ by one
-            level.
+        impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is that on CUDA, and on
+            a CPU in 8 bits another, compiled for this processor. Where the exact value lies within 0.001 of two levels'
+            middle (on a GPU 0.002), they may differ by one level.
 
     Returns:
         (B,3,328,328), dtype and device of `frames`.
@@ -152,7 +152,8 @@ def crop_op(
     if not runs_kernel(impl, frames.device):
         if frames.ndim == 3:
             frames = rgb_reference(frames, matrix, full_range, None)
-        crops = crop_reference(frames, boxes)
+        in_8_bits_here = frames.dtype == torch.uint8 and frames.device.type == "cpu"
+        crops = (crop_each if impl is None and in_8_bits_here else crop_reference)(frames, boxes)
         return crops, frames.new_empty(0) if dtype is None else face_input(crops).to(dtype)
     from .kernels.crop import crop  # Triton takes a while to load, and is not everywhere
 
@@ -181,6 +182,20 @@ def crop_reference(frames: Tensor, boxes: list[Box]) -> Tensor:
         faces = torch.stack([frames[i, :, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in members])
         for (i, _), face in zip(members, resize_cubic(faces, (CROP, CROP)), strict=True):
             crops[i] = face
+    return crops
+
+
+def crop_each(frames: Tensor, boxes: list[Box]) -> Tensor:
+    """The same of uint8 frames on a CPU, by the kernel for this processor where there is one."""
+    from .face_kernels import crop_face, kernel_for  # LLVM takes a while to load
+
+    crops = frames.new_empty(len(frames), 3, CROP, CROP)
+    for crop, frame, (x0, y0, x1, y1) in zip(crops, frames, boxes, strict=True):
+        face = frame[:, y0:y1, x0:x1]
+        if kernel_for(x1 - x0) and face.shape[1:] != (CROP, CROP):
+            crop_face(crop, face)
+        else:
+            crop[:] = resize_cubic(face[None], (CROP, CROP))[0]
     return crops
 
 

@@ -25,7 +25,6 @@ from .jit import this_processor
 from .nvdec import find_nvdec
 from .ops import why_no_kernels
 from .paste import paste_faces
-from .paste_kernel import paste_face
 from .pictures import read_picture
 from .render import make
 from .report import installed, processor
@@ -218,10 +217,14 @@ def pasting_by_kernel(directory: Path, device: str) -> str:
         raise DeviceError("this processor has neither AVX2 nor AVX-512: OpenVINO and torch take their place.")
     random = torch.Generator().manual_seed(0)
     frame, crop = (torch.randint(0, 256, (3, n, n), dtype=torch.uint8, generator=random) for n in (SIZE, CROP))
-    prediction, rect = torch.rand(3, INNER, INNER, generator=random), torch.tensor([10, 20, 200, 210])
-    expected = paste_faces(frame[None], crop[None], prediction[None], rect[None])[0]
-    paste_face(frame, crop, prediction, rect, None)
-    differing = (frame.int() - expected.int()).abs()
+    given = (
+        frame[None],
+        crop[None],
+        torch.rand(1, 3, INNER, INNER, generator=random),
+        torch.tensor([[10, 20, 200, 210]]),
+    )
+    pasted, expected = (paste_faces(*given, impl=impl).int() for impl in (None, "reference"))
+    differing = (pasted - expected).abs()
     if differing.max() > 1:
         raise DeviceError(f"they differ from the reference by {differing.max().item()} levels.")
     vectors = "AVX-512" if here.lanes == 16 else "AVX2"

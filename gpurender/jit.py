@@ -92,7 +92,7 @@ def read_kept(file: Path) -> bytes | None:
 
 @functools.cache
 def hash_of_sources() -> str:
-    names = "color_rows.py", "paste_rows.py", "up.py", "up_rows.py", "up_weights.py", "vectors.py"
+    names = "color_rows.py", "face_rows.py", "up.py", "up_rows.py", "up_weights.py", "vectors.py"
     files = [Path(__file__), *(SOURCES / name for name in names)]
     content = b"".join(file.read_bytes() for file in files)
     return hashlib.sha256(content).hexdigest()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .color import Matrix, check_matrix, equations, fill_surfaces, surfaces_for
+from .color import Matrix, check_matrix, equations, fill_each, fill_surfaces, surfaces_for
 from .crop import BORDER, CROP, INNER
 from .cubic import Box, boxes_within, check_frames_and_rects, resize_cubic, resize_cubic_transposed, same_size
 from .ops import DLPack, Impl, as_tensor, check_impl, custom_op, fake_of, gradient_of, runs_kernel
@@ -37,9 +37,9 @@ def paste_faces(
         rects: (B,4) integers on the host, `(x0,y0,x1,y1)`.
         keep: (B,H,W) bool, true where the frame's own pixel stays; None for nowhere.
         inplace: write into `frames` and return them; has no gradients.
-        impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is the kernel on CUDA.
-            Where the exact value lies within 0.001 of two levels' middle (on a GPU 0.002), they may differ by one
-            level.
+        impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is that on CUDA, and on
+            a CPU in 8 bits another, compiled for this processor. Where the exact value lies within 0.001 of two levels'
+            middle (on a GPU 0.002), they may differ by one level.
 
     Returns:
         (B,3,H,W), dtype and device of `frames`.
@@ -167,7 +167,8 @@ def paste_nv12_op(
     if not runs_kernel(impl, frames.device):
         pasted = frames.clone()
         paste_over(pasted, crops, predictions, rects, keep, impl)
-        fill_surfaces(surfaces, pasted, equations(matrix, full_range))
+        by_kernel = impl is None and frames.device.type == "cpu"
+        (fill_each if by_kernel else fill_surfaces)(surfaces, pasted, equations(matrix, full_range))
         return surfaces
     boxes_within(frames, rects)
     from .kernels.paste import paste  # Triton takes a while to load, and is not everywhere
@@ -194,12 +195,26 @@ def paste_over(
     frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str | None
 ) -> None:
     boxes = boxes_within(frames, rects)
-    if not runs_kernel(impl, frames.device):
-        paste_reference(frames, crops, predictions, boxes, keep)
-        return
-    from .kernels.paste import paste
+    if runs_kernel(impl, frames.device):
+        from .kernels.paste import paste
 
-    paste(frames, crops, predictions, rects, keep)
+        paste(frames, crops, predictions, rects, keep)
+    elif impl is None and frames.dtype == torch.uint8 and frames.device.type == "cpu":
+        for i, box in enumerate(boxes):
+            paste_one(frames[i], crops[i], predictions[i], box, keep[i] if keep is not None else None)
+    else:
+        paste_reference(frames, crops, predictions, boxes, keep)
+
+
+def paste_one(frame: Tensor, crop: Tensor, prediction: Tensor, box: Box, keep: Tensor | None) -> None:
+    """A face into a frame (3,H,W) uint8 on a CPU, by the kernel for this processor where there is one."""
+    from .face_kernels import kernel_for, paste_face  # LLVM takes a while to load
+
+    if kernel_for(box[2] - box[0]) and frame.is_contiguous():
+        keep = keep.contiguous() if keep is not None else None
+        paste_face(frame, crop.contiguous(), prediction.float().contiguous(), box, keep)
+    else:
+        paste_reference(frame[None], crop[None], prediction[None], [box], keep[None] if keep is not None else None)
 
 
 def paste_reference(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Box], keep: Tensor | None) -> None:

@@ -50,9 +50,7 @@ def write_nv12(
     with f.loop(height, 2) as top:
         of_pair = build.mul(build.udiv(top, f.index(2)), of_chroma)
         chroma = f.at_byte(f.arguments["chroma"], of_pair)
-        with f.loop(width, 2 * lanes) as first:
-            last = build.sub(width, f.index(2 * lanes))
-            x = build.select(build.icmp_signed("<", first, last), first, last)  # the last ones end with the row
+        with f.vectors(width, 2) as x:
             sums = None
             for y in (top, f.plus(top, 1)):
                 colours = []

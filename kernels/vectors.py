@@ -78,6 +78,15 @@ class Function:
         build.position_at_end(after)
 
     @contextmanager
+    def vectors(self, count: ir.Value, vectors: int = 1) -> Iterator[ir.Value]:
+        """0, lanes, … for `count` values, or some vectors at once; the last ones end with the values, of which there
+        are as many at least."""
+        lanes = vectors * self.lanes
+        with self.loop(count, lanes) as first:
+            last = self.builder.sub(count, INDEX(lanes))
+            yield self.builder.select(self.builder.icmp_signed("<", first, last), first, last)
+
+    @contextmanager
     def when(self, condition: ir.Value) -> Iterator[None]:
         with self.builder.if_then(condition):
             yield

@@ -28,9 +28,9 @@ from PIL import Image
 
 from gpurender import AudioEncoder, UNet, export_onnx
 from gpurender.color_kernel import nv12_function
+from gpurender.face_kernels import crop_function, paste_function
 from gpurender.jit import Processor, this_processor
 from gpurender.network import Mode
-from gpurender.paste_kernel import paste_function
 from gpurender.seeds import seeded_weights
 from gpurender.tensorrt_build import TensorRt
 
@@ -96,12 +96,12 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         here = haswell._replace(features=haswell.features + vnni, bytes=True)
     elif request.param == "AVX2":
         here = haswell
-    for module in ("color_kernel", "jit", "paste_kernel", "up_decoder"):
+    for module in ("color_kernel", "face_kernels", "jit", "up_decoder"):
         monkeypatch.setattr(f"gpurender.{module}.this_processor", lambda: here)
-    for known in (nv12_function, paste_function):
+    for known in (crop_function, nv12_function, paste_function):
         known.cache_clear()
     yield here
-    for known in (nv12_function, paste_function):
+    for known in (crop_function, nv12_function, paste_function):
         known.cache_clear()
 
 

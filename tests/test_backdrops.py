@@ -33,7 +33,7 @@ def test_the_same_as_whole_frames_converted(
         expected = paste_faces_nv12(frames, crops, predictions, rects, keep)
         differing = (surfaces.int() - expected.int()).abs()
         assert differing.max() <= 1
-        assert (differing > 0).float().mean() < 1e-4  # ties: see test_paste_kernel.py
+        assert (differing > 0).float().mean() < 1e-4  # ties: see test_face_kernels.py
 
 
 def test_frames_are_decoded_once_while_they_fit(make_template: MakeTemplate) -> None:

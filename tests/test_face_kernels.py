@@ -1,4 +1,4 @@
-"""The kernel that pastes a face on a processor, against float64 and the reference."""
+"""The kernels that crop and paste a face on a processor, against float64 and the reference."""
 
 import pytest
 import torch
@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpurender import paste_faces
+from gpurender import crop_faces, paste_faces
 from gpurender.cubic import resize_cubic
+from gpurender.face_kernels import kernel_for
 from gpurender.jit import Processor, this_processor
-from gpurender.paste_kernel import paste_face, paste_function
+from gpurender.ops import Impl
 
 Box = tuple[int, int, int, int]
 
@@ -20,8 +21,8 @@ def check(width: int, height: int, box: Box, keep: bool, seed: int) -> None:
     crop = torch.randint(0, 256, (3, 328, 328), generator=random, dtype=torch.uint8)
     prediction = torch.rand(3, 320, 320, generator=random) * 1.2 - 0.1  # beyond 0..1, too
     mask = torch.rand(height, width, generator=random) < 0.5 if keep else None
-    pasted = frame.clone()
-    paste_face(pasted, crop, prediction, torch.tensor(box), mask)
+    pasted = paste(frame, crop, prediction, box, mask)
+    check_crop(frame, box)
 
     face = crop.double()
     face[:, 4:-4, 4:-4] = (prediction * 255).clamp(0, 255).floor().flip(0)
@@ -37,12 +38,30 @@ def check(width: int, height: int, box: Box, keep: bool, seed: int) -> None:
     outside[y0:y1, x0:x1] = False
     outside |= mask if mask is not None else False
     assert torch.equal(pasted[:, outside], frame[:, outside])
-    assert differing(pasted, reference(frame, crop, prediction, box, mask)) <= 1
+    assert differing(pasted, paste(frame, crop, prediction, box, mask, impl="reference")) <= 1
 
 
-def reference(frame: Tensor, crop: Tensor, prediction: Tensor, box: Box, mask: Tensor | None) -> Tensor:
+def check_crop(frame: Tensor, box: Box) -> None:
+    x0, y0, x1, y1 = box
+    cropped = crop_faces(frame[None], torch.tensor([box]))[0]
+    for kind, most in ((torch.float32, 0.501), (torch.float64, 0.52)):
+        exact = resize_cubic(frame[None, :, y0:y1, x0:x1].to(kind), (328, 328))[0].clamp(0, 255)
+        assert (cropped - exact).abs().max() <= most
+    interleaved = frame[None].contiguous(memory_format=torch.channels_last)
+    assert torch.equal(crop_faces(interleaved, torch.tensor([box]))[0], cropped)
+
+
+def paste(
+    frame: Tensor, crop: Tensor, prediction: Tensor, box: Box, mask: Tensor | None, impl: Impl | None = None
+) -> Tensor:
     keep = mask[None] if mask is not None else None
-    return paste_faces(frame[None], crop[None], prediction[None], torch.tensor([box]), keep)[0]
+    return paste_faces(frame[None], crop[None], prediction[None], torch.tensor([box]), keep, impl=impl)[0]
+
+
+def cropped(
+    frame: Tensor, crop: Tensor, prediction: Tensor, box: Box, mask: Tensor | None, impl: Impl | None
+) -> Tensor:
+    return crop_faces(frame[None], torch.tensor([box]), impl=impl)[0]
 
 
 def differing(a: Tensor, b: Tensor) -> int:
@@ -62,7 +81,7 @@ def differing(a: Tensor, b: Tensor) -> int:
     ],
 )
 def test_a_face_is_pasted(processor: Processor, size: tuple[int, int], box: Box, keep: bool) -> None:
-    assert paste_function(keep) is not None
+    assert kernel_for(328)
     check(*size, box, keep, seed=1)
 
 
@@ -81,12 +100,12 @@ def test_how_many_bytes_differ_from_the_reference(processor: Processor) -> None:
     random = torch.Generator().manual_seed(2)
     count = total = 0
     for size in (281, 300, 407, 512):
-        frame = torch.zeros(3, size, size, dtype=torch.uint8)
+        frame = torch.randint(0, 256, (3, size, size), generator=random, dtype=torch.uint8)
         crop = torch.randint(0, 256, (3, 328, 328), generator=random, dtype=torch.uint8)
         prediction = torch.rand(3, 320, 320, generator=random)
         box = (0, 0, size, size)
-        expected = reference(frame, crop, prediction, box, None)
-        paste_face(frame, crop, prediction, torch.tensor(box), None)
-        count += int((frame != expected).sum())
-        total += frame.numel()
+        for function in (paste, cropped):
+            found, expected = (function(frame, crop, prediction, box, None, impl) for impl in (None, "reference"))
+            count += int((found != expected).sum())
+            total += expected.numel()
     assert count <= 1e-4 * total
