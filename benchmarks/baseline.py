@@ -6,14 +6,20 @@
 `seeded` networks have the full width and weights by rule; `widened` ones the full width too, but draw what the bundled
 avatar's trained ones do; `avatar` are those, narrow.
 
-Both render the same template, sound and networks in this one process, in turn (loop, gpurender, loop, gpurender, …),
-each with torch's default threads. That their frames are alike is checked first, and of the files again at the end.
+Both render the same template, sound and networks in turn (loop, gpurender, loop, gpurender, …), each in a process of
+its own and with torch's default threads; on a CPU under Linux the loop also with memory kept, see benchmarks/README.md.
+That their frames are alike is checked first, and of the files again at the end.
 """
 
+import multiprocessing
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
+from unittest import mock
 
 import av
 import numpy as np
@@ -49,6 +55,7 @@ NETWORKS: dict[str, Callable[[Path], tuple[Path, Path]]] = {
     "avatar": lambda folder: avatar_networks(),
 }
 TEMPLATE_FRAMES = 160
+MEMORY_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # of glibc
 LEAST_ALIKE_DB = 40.0  # what `auto` promises of the face
 LEAST_FILES_DB = 25.0  # of two lossy files
 
@@ -87,52 +94,34 @@ def measure(
     }
 
     loop_file, our_file = folder / "loop.mp4", folder / "gpurender.mp4"
-
-    def ours(sound: Path, precision: Precision) -> Summary:
-        return make(
-            *(template, sound, our_file),
-            model=unet,
-            audio_encoder=encoder,
-            device=device,
-            precision=precision,
-            memory_budget=None if memory_gib is None else round(memory_gib * 2**30),
-            overwrite=True,
-        )
+    loops = {"reference loop": {}}
+    if device == "cpu" and sys.platform == "linux":
+        loops["reference loop, memory kept"] = MEMORY_KEPT
 
     def take_turns(sound: Path) -> list[Measured]:
-        loop: list[float] = []
-        runs: dict[Precision, list[float]] = {precision: [] for precision in precisions}
-        summaries: dict[Precision, Summary] = {}
-        files: dict[Precision, float] = {}
-        shares: dict[str, list[float]] = {name: [] for name in ("reference loop", *precisions)}
-        count = 0
-        for pair in range(1, pairs + 1):
-            began, others = time.perf_counter(), OtherWork()
-            count = make_video(template, sound, unet, encoder, loop_file, device)
-            loop.append(time.perf_counter() - began)
-            shares["reference loop"].append(others.percent() or 0.0)
-            tell(f"{count} frames, pair {pair} of {pairs}: the loop took {loop[-1]:.1f} s")
-            for precision in precisions:
-                began, others = time.perf_counter(), OtherWork()
-                summaries[precision] = ours(sound, precision)
-                runs[precision].append(time.perf_counter() - began)
-                shares[precision].append(others.percent() or 0.0)
-                tell(
-                    f"{count} frames, pair {pair} of {pairs}: gpurender, {precision}, took {runs[precision][-1]:.1f} s"
-                )
-                if pair == 1:
-                    files[precision] = files_alike(loop_file, our_file, count)
-        notes.extend(note for summary in summaries.values() for note in summary.notes if note not in notes)
+        runs: dict[str, list[Run]] = {name: [] for name in (*loops, *precisions)}
+        files: dict[str, float] = {}
 
+        def run(name: str, pair: int, function: Callable[..., Run], *given: object) -> None:
+            runs[name].append(alone(loops.get(name, {}), function, *given))
+            count, seconds, *_ = runs[name][-1]
+            tell(f"{count} frames, pair {pair} of {pairs}: {name} took {seconds:.1f} s")
+
+        for pair in range(1, pairs + 1):
+            for name in loops:
+                run(name, pair, run_loop, template, sound, unet, encoder, loop_file, device)
+            for precision in precisions:
+                run(precision, pair, run_ours, template, sound, unet, encoder, our_file, device, precision, memory_gib)
+                if pair == 1:
+                    files[precision] = files_alike(loop_file, our_file, runs[precision][0].frames)
+
+        count = runs[precisions[0]][0].frames
         common = {"width": 1280, "height": 720, "frames": count, "networks": networks, "device": device}
-        looped = {**common, "precision": "fp32"}
-        results = [
-            Measured("reference loop", looped, "s", loop),
-            Measured("reference loop", looped, "frames a second", [count / s for s in loop]),
-            Measured(OTHERS, looped, "%", shares["reference loop"]),
-        ]
+        results = [result for name in loops for result in speeds(name, {**common, "precision": "fp32"}, runs[name])]
         for precision in precisions:
-            summary = summaries[precision]
+            summary = runs[precision][-1].summary
+            assert summary is not None
+            notes.extend(note for note in summary.notes if note not in notes)
             used = {
                 **common,
                 "asked": precision,
@@ -142,22 +131,17 @@ def measure(
                 "batch": summary.batch,
                 "memory_GiB": memory_gib,
             }
-            ratios = [a / b for a, b in zip(loop, runs[precision], strict=True)]
+            results += speeds("gpurender", used, runs[precision])
+            for name in loops:
+                ratios = [a.seconds / b.seconds for a, b in zip(runs[name], runs[precision], strict=True)]
+                against = name.replace("reference", "the", 1)
+                results.append(Measured(f"gpurender against {against}", used, "times as fast", ratios))
             results += [
-                Measured("gpurender", used, "s", runs[precision]),
-                Measured("gpurender", used, "frames a second", [count / s for s in runs[precision]]),
-                Measured(OTHERS, used, "%", shares[precision]),
-                Measured("gpurender against the loop", used, "times as fast", ratios),
                 Measured("faces before encoding, against the loop's", used, "dB", faces[precision]),
                 Measured("decoded files, against the loop's", used, "dB", [files[precision]]),
             ]
         return results
 
-    tell("warming up")
-    short = sound_of(find_sound("hello"), 1.0, folder / "short.wav")
-    make_video(template, short, unet, encoder, loop_file, device)
-    for precision in precisions:
-        ours(short, precision)
     results = [result for sound in sounds for result in take_turns(sound)]
     notes += [
         f"{precision}: faces are {min(faces[precision]):.1f} dB from the loop's, so its ratio is of unlike work"
@@ -165,6 +149,61 @@ def measure(
         if min(faces[precision]) < LEAST_ALIKE_DB
     ]
     return results
+
+
+class Run(NamedTuple):
+    """A render from files to a file, by wall clock; what other programs took meanwhile; gpurender's own account."""
+
+    frames: int
+    seconds: float
+    others_percent: float
+    summary: Summary | None
+
+
+def alone(environment: Mapping[str, str], function: Callable[..., Run], *given: object) -> Run:
+    """What a function gives in a process of its own, which has imported this file."""
+    with (
+        mock.patch.dict(os.environ, environment),
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process,
+    ):
+        return process.submit(function, *given).result()
+
+
+def run_loop(template: Path, sound: Path, unet: Path, encoder: Path, out: Path, device: str) -> Run:
+    began, others = time.perf_counter(), OtherWork()
+    count = make_video(template, sound, unet, encoder, out, device)
+    return Run(count, time.perf_counter() - began, others.percent() or 0.0, None)
+
+
+def run_ours(
+    template: Path,
+    sound: Path,
+    unet: Path,
+    encoder: Path,
+    out: Path,
+    device: str,
+    precision: Precision,
+    memory_gib: float | None,
+) -> Run:
+    began, others = time.perf_counter(), OtherWork()
+    summary = make(
+        *(template, sound, out),
+        model=unet,
+        audio_encoder=encoder,
+        device=device,
+        precision=precision,
+        memory_budget=None if memory_gib is None else round(memory_gib * 2**30),
+        overwrite=True,
+    )
+    return Run(summary.frames, time.perf_counter() - began, others.percent() or 0.0, summary)
+
+
+def speeds(name: str, of: dict[str, object], runs: list[Run]) -> list[Measured]:
+    return [
+        Measured(name, of, "s", [run.seconds for run in runs]),
+        Measured(name, of, "frames a second", [run.frames / run.seconds for run in runs]),
+        Measured(OTHERS, {**of, "of": name}, "%", [run.others_percent for run in runs]),
+    ]
 
 
 def alike(

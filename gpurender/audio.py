@@ -212,7 +212,7 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
     rows = torch.arange(MEL_WINDOW, device=device)
     encoded = len(starts)
     size = ENCODE_CHUNK[device.type]
-    begin, recent = 0, torch.empty(0, 512, device=device)  # neighbouring windows share 15 features: the last ones stay
+    recent = 0, torch.empty(0, 512, dtype=torch.float32, device=device)  # the last ones: windows share 15 features
 
     def encode(first: int, count: int) -> Tensor:
         index = starts[first : first + count, None] + rows
@@ -220,16 +220,16 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
             return encoder(mel[index].transpose(1, 2)[:, None].contiguous()).float()
 
     def read(start: int, stop: int) -> Tensor:
-        nonlocal begin, recent
+        nonlocal recent
         # The first and the last feature are repeated once each: row i is mel window i-1.
-        first, last = max(start - 1, 0), min(max(stop - 2, 0), encoded - 1)
-        if not begin <= first <= begin + len(recent):
-            recent = recent[:0]
-        kept = recent[first - begin :] if len(recent) else recent
+        index = torch.arange(start - 1, stop - 1).clamp(0, encoded - 1)
+        first, last = int(index[0]), int(index[-1])
+        begin, kept = recent
+        kept = kept[first - begin :] if begin <= first <= begin + len(kept) else kept[:0]
         missing = range(first + len(kept), last + 1, size)
-        begin, recent = first, torch.cat([kept, *(encode(number, size) for number in missing)])
-        index = torch.arange(start - 1, stop - 1).clamp(0, encoded - 1) - first
-        return recent[index.to(device, non_blocking=True)]
+        features = torch.cat([kept, *(encode(number, size) for number in missing)])
+        recent = first, features
+        return features[(index - first).to(device, non_blocking=True)]
 
     return Features("ave", (encoded + 2, 512), read, windows_ready=False, fps=fps, source=path, sound=path)
 

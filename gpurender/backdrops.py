@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .color import equations, fill_one, planes, rgb_to_nv12
+from .color import equations, fill_here, planes, rgb_to_nv12
 from .crop import CROP, crop_faces, face_input
 from .cubic import boxes_within
-from .paste import paste_one
+from .paste import paste_here
 from .template import Template
 
 
@@ -93,9 +93,9 @@ def paste_on_backdrops(backdrops: Sequence[Backdrop], crops: Tensor, predictions
     luma, chroma = planes(surfaces)
     for i, (_, around, keep, (x, y), rects, _) in enumerate(backdrops):
         pasted = around.clone()
-        (box,) = boxes_within(pasted, rects)
-        paste_one(pasted[0], crops[i], predictions[i], box, keep[0] if keep is not None else None)
+        paste_here(pasted, crops[i : i + 1], predictions[i : i + 1], boxes_within(pasted, rects), keep)
         height, width = ((size + 1) // 2 for size in pasted.shape[2:])  # of its chroma
-        of_face = luma[i, y : y + 2 * height, x : x + 2 * width], chroma[i, y // 2 :, x // 2 :][:height, :width]
-        fill_one(*of_face, pasted[0], equations("bt709", full_range=False))
+        of_luma = luma[i : i + 1, y : y + 2 * height, x : x + 2 * width]
+        of_chroma = chroma[i : i + 1, y // 2 : y // 2 + height, x // 2 : x // 2 + width]
+        fill_here(of_luma, of_chroma, pasted, equations("bt709", full_range=False))
     return surfaces

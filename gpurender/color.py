@@ -89,7 +89,7 @@ def nv12_to_rgb(
         matrix, full_range: what the surfaces are.
         siting: where a chroma sample lies among its 2×2 pixels (H.264 and its successors say `left` if nothing else);
             None does not interpolate.
-        impl: see `rgb_to_nv12`.
+        impl: `reference` is torch, on any device; `kernel` is one Triton kernel. None is that on CUDA, else torch.
 
     Returns:
         (B,3,H,W) uint8 RGB on the device of `surfaces`.
@@ -122,10 +122,9 @@ def rgb_to_nv12_op(frames: Tensor, matrix: str, full_range: bool, impl: str | No
         from .kernels import color as kernels  # Triton takes a while to load, and is not everywhere
 
         kernels.rgb_to_nv12(frames, surfaces, equations(matrix, full_range))
-    elif impl is None and frames.device.type == "cpu":
-        fill_each(surfaces, frames, equations(matrix, full_range))
     else:
-        fill_surfaces(surfaces, frames, equations(matrix, full_range))
+        fill = fill_here if impl is None and frames.device.type == "cpu" else fill_reference
+        fill(*planes(surfaces), frames, equations(matrix, full_range))
     return surfaces
 
 
@@ -162,40 +161,31 @@ def frames_for(surfaces: Tensor) -> Tensor:
     return surfaces.new_empty(surfaces.shape[0], 3, surfaces.shape[1] * 2 // 3, surfaces.shape[2])
 
 
-def fill_each(surfaces: Tensor, frames: Tensor, equations: Equations) -> None:
-    """`fill_surfaces` on a CPU, in less time where there is a kernel."""
-    for luma, chroma, frame in zip(*planes(surfaces), frames, strict=True):
-        fill_one(luma, chroma, frame, equations)
-
-
-def fill_one(luma: Tensor, chroma: Tensor, frame: Tensor, equations: Equations) -> None:
-    """Write a frame (3,H,W) uint8 RGB on a CPU as luma (H,W) and chroma (H/2,W/2,2), H and W rounded up to even; they
-    may be parts of larger ones."""
+def fill_here(luma: Tensor, chroma: Tensor, frames: Tensor, equations: Equations) -> None:
+    """`fill_reference` on a CPU, in less time where there is a kernel for this processor."""
     from .color_kernel import fill_nv12, kernel_for  # LLVM takes a while to load
 
-    if kernel_for(frame):
-        fill_nv12(luma, chroma, frame, equations)
-        return
-    surfaces = surfaces_for(frame[None])
-    fill_surfaces(surfaces, frame[None], equations)
-    for part, whole in zip((luma, chroma), planes(surfaces), strict=True):
-        part.copy_(whole[0])
+    if kernel_for(frames.shape[3], frames.shape[2]):
+        for planes_and_frame in zip(luma, chroma, frames, strict=True):
+            fill_nv12(*planes_and_frame, equations)
+    else:
+        fill_reference(luma, chroma, frames, equations)
 
 
 # --- the references --------------------------------------------------------------------------------------------------
 
 
-def fill_surfaces(surfaces: Tensor, frames: Tensor, equations: Equations) -> None:
-    height, width = surfaces.shape[1] * 2 // 3, surfaces.shape[2]
+def fill_reference(luma: Tensor, chroma: Tensor, frames: Tensor, equations: Equations) -> None:
+    """Write frames (B,3,H,W) as luma (B,H,W) and chroma (B,H/2,W/2,2), H and W rounded up to even, of any strides."""
+    height, width = luma.shape[1:]
     at_once = AT_ONCE.get(frames.device.type, AT_ONCE["cuda"])
     count = max(at_once // (height * width), 1)
     rows = max(at_once // width // 2 * 2, 2)
-    for some, of_some in zip(frames.split(count), surfaces.split(count), strict=True):
+    for of_luma, of_chroma, some in zip(luma.split(count), chroma.split(count), frames.split(count), strict=True):
         if some.shape[2:] != (height, width):
             beyond = (0, width - some.shape[3], 0, height - some.shape[2])
             some = F.pad(some.float(), beyond, mode="replicate")  # which 8 bits lack
-        luma, chroma = planes(of_some)
-        for band in zip(luma.split(rows, 1), chroma.split(rows // 2, 1), some.split(rows, 2), strict=True):
+        for band in zip(of_luma.split(rows, 1), of_chroma.split(rows // 2, 1), some.split(rows, 2), strict=True):
             fill_nv12(*band, *equations)
 
 

@@ -10,9 +10,8 @@ from .jit import compiled, this_processor
 from .kernels.color_rows import LEAST_WIDTH, write_nv12
 
 
-def kernel_for(frame: Tensor) -> bool:
-    """Whether there is a kernel for this processor and for a frame (3,H,W) of this size."""
-    _, height, width = frame.shape
+def kernel_for(width: int, height: int) -> bool:
+    """Whether there is a kernel for this processor and for frames of this size."""
     return bool(this_processor().lanes) and width >= LEAST_WIDTH and not (width % 2 or height % 2)
 
 

@@ -186,16 +186,18 @@ def crop_reference(frames: Tensor, boxes: list[Box]) -> Tensor:
 
 
 def crop_each(frames: Tensor, boxes: list[Box]) -> Tensor:
-    """The same of uint8 frames on a CPU, by the kernel for this processor where there is one."""
+    """The same of uint8 frames on a CPU, by the kernel for this processor if there is one for all of them."""
     from .face_kernels import crop_face, kernel_for  # LLVM takes a while to load
 
+    if not all(kernel_for(x1 - x0) for x0, _, x1, _ in boxes):
+        return crop_reference(frames, boxes)
     crops = frames.new_empty(len(frames), 3, CROP, CROP)
     for crop, frame, (x0, y0, x1, y1) in zip(crops, frames, boxes, strict=True):
         face = frame[:, y0:y1, x0:x1]
-        if kernel_for(x1 - x0) and face.shape[1:] != (CROP, CROP):
-            crop_face(crop, face)
+        if face.shape == crop.shape:
+            crop[:] = face
         else:
-            crop[:] = resize_cubic(face[None], (CROP, CROP))[0]
+            crop_face(crop, face)
     return crops
 
 

@@ -31,10 +31,10 @@ def crop_face(crop: Tensor, face: Tensor) -> None:
         face = face.contiguous()
     _, height, width = face.shape
     of_plane, of_row, _ = face.stride()
-    sizes = np.array([width, height, of_row, of_plane], np.int64)
+    sizes, across, down = np.array([width, height, of_row, of_plane], np.int64), taps(width, CROP), taps(height, CROP)
     crop_function()(
         face.data_ptr(),
-        *(array.ctypes.data for array in (sizes, *taps(width, CROP), *taps(height, CROP))),
+        *(array.ctypes.data for array in (sizes, *across, *down)),
         own_scratch(scratch_words((width, height), CROP)).data_ptr(),
         crop.data_ptr(),
     )
@@ -57,11 +57,12 @@ def paste_face(
     width, height = right - x, bottom - y
     _, frame_height, frame_width = frame.shape
     sizes = np.array([width, height, frame_width, frame_height * frame_width, frame_width], np.int64)
+    across, down = taps(CROP, width), taps(CROP, height)
     corner = y * frame_width + x
     paste_function(keep is not None)(
         crop.data_ptr(),
         prediction.data_ptr(),
-        *(array.ctypes.data for array in (sizes, *taps(CROP, width), *taps(CROP, height))),
+        *(array.ctypes.data for array in (sizes, *across, *down)),
         own_scratch(scratch_words((CROP, CROP), width)).data_ptr(),
         frame.data_ptr() + corner,
         keep.data_ptr() + corner if keep is not None else None,
@@ -72,7 +73,7 @@ def own_scratch(words: int) -> Tensor:
     """This thread's memory, at least so much: new memory for each face would cost more than pasting takes."""
     scratch: Tensor | None = getattr(kept_by_thread, "scratch", None)
     if scratch is None or len(scratch) < words:
-        scratch = kept_by_thread.scratch = torch.empty(words)
+        scratch = kept_by_thread.scratch = torch.empty(words, dtype=torch.float32, device="cpu")
     return scratch
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from .cache import cache_directory
 from .errors import OutputError
 from .output import complete_or_absent
 
+LOADING = threading.Lock()
 SOURCES = Path(__file__).parent / "kernels"
 
 
@@ -77,8 +79,11 @@ def compiled(name: str, write: Callable[[ir.Module], None], pointers: int) -> Ca
         if file is not None:
             with suppress(OutputError), complete_or_absent(file, overwrite=True) as hidden:
                 Path(hidden).write_bytes(hashlib.sha256(code).digest() + code)
-    address = loaded(code).get_function_address(name)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * pointers)(address)
+    with LOADING:
+        engine = loaded(code)
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * pointers)(engine.get_function_address(name))
+    function.engine = engine  # pyright: ignore[reportAttributeAccessIssue]  # whose memory the code is in
+    return function
 
 
 def read_kept(file: Path) -> bytes | None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .color import Matrix, check_matrix, equations, fill_each, fill_surfaces, surfaces_for
+from .color import Matrix, check_matrix, equations, fill_here, fill_reference, planes, surfaces_for
 from .crop import BORDER, CROP, INNER
 from .cubic import Box, boxes_within, check_frames_and_rects, resize_cubic, resize_cubic_transposed, same_size
 from .ops import DLPack, Impl, as_tensor, check_impl, custom_op, fake_of, gradient_of, runs_kernel
@@ -167,8 +167,8 @@ def paste_nv12_op(
     if not runs_kernel(impl, frames.device):
         pasted = frames.clone()
         paste_over(pasted, crops, predictions, rects, keep, impl)
-        by_kernel = impl is None and frames.device.type == "cpu"
-        (fill_each if by_kernel else fill_surfaces)(surfaces, pasted, equations(matrix, full_range))
+        fill = fill_here if impl is None and frames.device.type == "cpu" else fill_reference
+        fill(*planes(surfaces), pasted, equations(matrix, full_range))
         return surfaces
     boxes_within(frames, rects)
     from .kernels.paste import paste  # Triton takes a while to load, and is not everywhere
@@ -200,21 +200,23 @@ def paste_over(
 
         paste(frames, crops, predictions, rects, keep)
     elif impl is None and frames.dtype == torch.uint8 and frames.device.type == "cpu":
-        for i, box in enumerate(boxes):
-            paste_one(frames[i], crops[i], predictions[i], box, keep[i] if keep is not None else None)
+        paste_here(frames, crops, predictions, boxes, keep)
     else:
         paste_reference(frames, crops, predictions, boxes, keep)
 
 
-def paste_one(frame: Tensor, crop: Tensor, prediction: Tensor, box: Box, keep: Tensor | None) -> None:
-    """A face into a frame (3,H,W) uint8 on a CPU, by the kernel for this processor where there is one."""
+def paste_here(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Box], keep: Tensor | None) -> None:
+    """`paste_reference` into uint8 frames on a CPU, by the kernel for this processor if there is one for all."""
     from .face_kernels import kernel_for, paste_face  # LLVM takes a while to load
 
-    if kernel_for(box[2] - box[0]) and frame.is_contiguous():
-        keep = keep.contiguous() if keep is not None else None
-        paste_face(frame, crop.contiguous(), prediction.float().contiguous(), box, keep)
-    else:
-        paste_reference(frame[None], crop[None], prediction[None], [box], keep[None] if keep is not None else None)
+    if not (frames.is_contiguous() and all(kernel_for(x1 - x0) for x0, _, x1, _ in boxes)):
+        paste_reference(frames, crops, predictions, boxes, keep)
+        return
+    crops, predictions = crops.contiguous(), predictions.float().contiguous()
+    keep = keep.contiguous() if keep is not None else None
+    for i, box in enumerate(boxes):
+        paste_face(frames[i], crops[i], predictions[i], box, keep[i] if keep is not None else None)
+    torch.autograd.graph.increment_version(frames)  # for whoever kept them for a gradient
 
 
 def paste_reference(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Box], keep: Tensor | None) -> None:

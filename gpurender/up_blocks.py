@@ -82,8 +82,6 @@ def up_block(
     source = stem[0] if stem else transposed(skip)
     if source is None or source.get_node().get_friendly_name() not in inputs:
         return None
-    if any(only_consumer(node) is None for node in (source.get_node(), skip.get_node())):  # which alone has it in bytes
-        return None
     ends = stem[1] if stem else None, convolution_of(last) if last else None
     weights = UpWeights._make([*weights_of(one), *weights_of(two), *ends])
     pairs = [*in_pairs([*weights_of(one), *weights_of(two)]), *in_pairs(ends[0] or ()), *in_pairs(ends[1] or ())]

@@ -39,7 +39,12 @@ def up_decoder(
     decoder = decoder.clone()
     blocks = find_up_blocks(decoder)
     shapes = shapes_of(blocks, precision, kept)
-    return UpDecoder(decoder, blocks, shapes, precision, kept, ranges) if blocks and all(map(fits, shapes)) else None
+    if not blocks or not all(map(fits, shapes)):
+        return None
+    readers = [*inputs_of(decoder, blocks[0].y), *(block.skip for block in blocks)]
+    if len(set(readers)) < len(readers):  # what is kept as one block takes it would be another's, or the head's, too
+        return None
+    return UpDecoder(decoder, blocks, shapes, precision, kept, ranges)
 
 
 def bytes_pay(decoder: openvino.Model) -> bool:
@@ -117,14 +122,13 @@ class UpDecoder:
             precision, kept, ranges: see `up_decoder`.
         """
         self.output_shapes = [tuple(decoder.output(0).shape)[1:]]
-        given = [parameter.get_friendly_name() for parameter in decoder.get_parameters()]
+        self._of_head = inputs_of(decoder, blocks[0].y)
         head = head_of(decoder, blocks[0].y)
         if ranges is not None:
             head = in_bytes(head, ranges)
         head = channels_last(head, [], [0])
-        self._of_head = [given.index(parameter.get_friendly_name()) for parameter in head.get_parameters()]
         if kept == torch.bfloat16:
-            levels = [i for i, n in enumerate(self._of_head) if n < len(given) - 1]
+            levels = [i for i, n in enumerate(self._of_head) if n < len(decoder.inputs) - 1]
             head = in_bfloat16(head, levels, [])
         if shapes[0].per_word == 2:
             head = in_bfloat16(head, [], [0])
@@ -143,6 +147,7 @@ class UpDecoder:
             scratch = [kernel.scratch() for kernel in self._kernels]
             self._idle.put(Worker(compiled_head.create_infer_request(), between, scratch))
         self._pool = ThreadPoolExecutor(workers, "network")
+        self._keepers = ThreadPoolExecutor(self.at_once, "keep")  # frames that are drawn need not be waited for
 
     def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "Started":
         """Each item's inputs, which are `kept` but for the audio, to its outputs, without the batch axis. Contiguous
@@ -152,7 +157,7 @@ class UpDecoder:
 
     def kept(self, encodings: Sequence[Encoded]) -> list[Encoded]:
         """What the encoder gave for some faces, as `start` takes it: in `int8`, skips are bytes."""
-        return list(self._pool.map(self._keep, encodings))
+        return list(self._keepers.map(self._keep, encodings))
 
     def _keep(self, encoding: Encoded) -> Encoded:
         kept = list(encoding)
@@ -187,16 +192,21 @@ class Started:
 
 
 def head_of(decoder: openvino.Model, y: openvino.Output) -> openvino.Model:
-    """What computes y, with those of the inputs that it needs, in their order."""
+    """What computes y, with those of the inputs that it needs."""
+    parameters = decoder.get_parameters()
+    head = openvino.Model([y], [parameters[i] for i in inputs_of(decoder, y)])  # pyright: ignore  # its own annotations contradict each other
+    return head.clone()  # in which y has no other consumers
+
+
+def inputs_of(decoder: openvino.Model, y: openvino.Output) -> list[int]:
+    """Which of the decoder's inputs y needs."""
     needed, ahead = set(), [y.get_node()]
     while ahead:
         node = ahead.pop()
         if node.get_friendly_name() not in needed:
             needed.add(node.get_friendly_name())
             ahead += [value.get_node() for value in node.input_values()]
-    inputs = [parameter for parameter in decoder.get_parameters() if parameter.get_friendly_name() in needed]
-    head = openvino.Model([y], inputs)  # pyright: ignore  # its own annotations contradict each other
-    return head.clone()  # in which y has no other consumers
+    return [i for i, parameter in enumerate(decoder.get_parameters()) if parameter.get_friendly_name() in needed]
 
 
 class UpKernel:
@@ -216,18 +226,19 @@ class UpKernel:
         return torch.empty(shape.height, shape.width, rounded_up(shape.out, shape.lanes), dtype=kind)
 
     def scratch(self) -> Tensor:
-        return torch.zeros(scratch_places(self._shape)[1])
+        return torch.zeros(scratch_places(self._shape)[1], dtype=torch.float32)
 
     def kept(self, seen: Tensor) -> Tensor:
         """The skip, or the face, as the kernel takes it."""
         if self._shape.seen_half:
             seen = seen.bfloat16()
+        seen = seen.contiguous()
         if self._skip_function is None:
             return seen
         shape = self._shape
-        scratch = torch.zeros(skip_scratch_places(shape)[1])
+        scratch = torch.zeros(skip_scratch_places(shape)[1], dtype=torch.float32)
         skip = torch.empty(shape.height, shape.width, skip_stride(shape), dtype=torch.uint8)
-        self._skip_function(*(tensor.data_ptr() for tensor in (seen.contiguous(), self._weights, scratch, skip)))
+        self._skip_function(*(tensor.data_ptr() for tensor in (seen, self._weights, scratch, skip)))
         return skip
 
     def __call__(self, y: Tensor, seen: Tensor, scratch: Tensor, out: Tensor) -> None:

@@ -304,6 +304,16 @@ def test_every_feature_is_computed_once_in_order(long_sound: Path) -> None:
     assert encoder.windows == len(features) - 2
 
 
+@pytest.mark.parametrize("before", [[], [(0, 1)], [(0, -1)], [(-3, -1)]])
+def test_the_last_row_alone(long_sound: Path, before: list[tuple[int, int]]) -> None:
+    features = load_features(long_sound, encoder=corner)
+    count = len(features)
+    expected = load_features(long_sound, encoder=corner).rows(0, count)[-1:]
+    for start, stop in before:
+        features.rows(start % count, count + stop if stop < 0 else stop)
+    torch.testing.assert_close(features.rows(count - 1, count), expected, rtol=0, atol=0)
+
+
 def test_features_far_back_are_forgotten(long_sound: Path) -> None:
     encoder = CountingEncoder()
     features = load_features(long_sound, encoder=encoder)
