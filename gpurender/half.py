@@ -1,4 +1,4 @@
-"""A float32 ONNX network -> half precision, for runtimes that take the precision from the file (TensorRT)."""
+"""A float32 ONNX network -> half precision, for runtimes that take the precision from the file (TensorRT); and back."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -63,31 +63,44 @@ def to_half(model: ModelProto) -> ModelProto:
     exact = {
         name for node in graph.node for i in FLOAT32_INPUTS.get(node.op_type, ()) for name in node.input[i : i + 1]
     }
-    for i, tensor in enumerate(graph.initializer):
-        if tensor.name not in exact:
-            graph.initializer[i].CopyFrom(half_tensor(tensor))
-    for node in graph.node:
-        for attribute in node.attribute:
-            if exact.intersection(node.output):
-                continue
-            if attribute.HasField("t"):
-                attribute.t.CopyFrom(half_tensor(attribute.t))
-            if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", TensorProto.FLOAT):
-                attribute.i = TensorProto.FLOAT16
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in exact:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    retype(model, TensorProto.FLOAT, TensorProto.FLOAT16, exact)
     for entry in model.metadata_props:
         if entry.key == "gpurender.precision":
             entry.value = "fp16"
     return model
 
 
-def half_tensor(tensor: TensorProto) -> TensorProto:
-    if tensor.data_type != TensorProto.FLOAT:
+def to_float32(model: ModelProto) -> None:
+    """Turn all of the network's float16 into float32, in place; its weights keep their values."""
+    retype(model, TensorProto.FLOAT16, TensorProto.FLOAT, set())
+
+
+def retype(model: ModelProto, before: int, after: int, exact: set[str]) -> None:
+    """Give what is of one type another, but for the values named in `exact`."""
+    graph = model.graph
+    for i, tensor in enumerate(graph.initializer):
+        if tensor.name not in exact:
+            graph.initializer[i].CopyFrom(retyped(tensor, before, after))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if exact.intersection(node.output):
+                continue
+            if attribute.HasField("t"):
+                attribute.t.CopyFrom(retyped(attribute.t, before, after))
+            if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", before):
+                attribute.i = after
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == before and value.name not in exact:
+            value.type.tensor_type.elem_type = after
+
+
+def retyped(tensor: TensorProto, before: int, after: int) -> TensorProto:
+    if tensor.data_type != before:
         return tensor
     values = numpy_helper.to_array(tensor)
-    return numpy_helper.from_array(values.clip(-LARGEST_HALF, LARGEST_HALF).astype(np.float16), tensor.name)
+    if after == TensorProto.FLOAT16:
+        values = values.clip(-LARGEST_HALF, LARGEST_HALF)
+    return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(after)), tensor.name)
 
 
 def widen_depthwise(model: ModelProto) -> ModelProto:

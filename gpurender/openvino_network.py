@@ -13,12 +13,13 @@ from openvino import preprocess
 
 from .cache import cache_directory, hash_of
 from .errors import InputError, OutputError
+from .half import to_float32
 from .halves import cut, read_network
 from .network import WINDOW_SHAPES, Mode
 from .openvino_graph import channels_last, fold, tile
 from .output import complete_or_absent_directory
 
-KEPT_VERSION = 2  # part of the cache key: raise it when what is made here, or in what it calls, changes
+KEPT_VERSION = 3  # part of the cache key: raise it when what is made here, or in what it calls, changes
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def make_ready(path: Path, mode: Mode | None) -> OnnxNetwork:
     from .linear import ease  # its libraries take a while to load
 
     model, found = read_network(path, mode)
+    to_float32(model)  # rewriting it would be of one type; how precisely it computes is said as it is compiled
     halves = cut(ease(model), found)
     try:
         encoder = one_frame(halves.encoder) if halves.encoder else None

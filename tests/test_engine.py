@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from gpurender import (
 )
 from gpurender.engine import EngineName, Precision, Probe, least_psnr, resolve_device
 from gpurender.export import example_input
+from gpurender.half import to_half
 from gpurender.network import WINDOW_SHAPES
 from gpurender.openvino_engine import OpenVinoEngine, faster_on_cpu
 from gpurender.openvino_network import OnnxNetwork, make_ready
@@ -212,6 +214,18 @@ def test_any_input_names_order_batch_and_type(
     engine = load_engine(tmp_path / "a.onnx", device="cpu", precision="fp32")
     assert engine.mode == "ave"
     assert (predict(engine, *inputs) - expected).abs().max() < (1e-4 if dtype == torch.float32 else 0.02)
+
+
+def test_every_precision_takes_a_network_in_half_precision(tiny_onnx: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.onnx"
+    onnx.save(to_half(onnx.load(tiny_onnx)), half)
+    faces, audio = example_input(4, "ave")
+    expected = predict(load_engine(tiny_onnx, device="cpu", precision="fp32"), faces, audio)
+    for precision in ("fp32", "auto", *faster_on_cpu()):
+        probe = Probe(faces, audio, frames=1000)
+        engine = load_engine(half, device="cpu", precision=cast(Precision, precision), probe=probe)
+        promised = 40 if precision in ("fp32", "auto") else 10  # the weights are by rule, and sensitive to rounding
+        assert least_psnr(predict(engine, faces, audio), expected) >= promised, precision
 
 
 def onnx_of(path: Path, inputs: dict[str, list[int]], output: list[int]) -> None:
