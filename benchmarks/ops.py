@@ -3,10 +3,11 @@
     python benchmarks/ops.py
 
 Each op runs with each implementation that the device has (the Triton kernels on CUDA alone: interpreted, they show
-nothing but that they are right; those that LLVM compiles for a processor on a CPU), on frames of noise with faces of two sizes: on a GPU eight frames at a time, up to
-3840×2160; on a CPU, which would take too long for those, two, up to 1920×1080. Bytes are those that an op cannot do
-without: what it reads and writes, once. On a GPU, its cache is emptied before each call; where a call keeps the GPU
-busy for less time than it takes to launch, about 0.1 ms, what is measured is the launch: take larger batches.
+nothing but that they are right; those that LLVM compiles for a processor on a CPU), on frames of noise with faces of
+two sizes: on a GPU eight frames at a time, up to 3840×2160; on a CPU, which would take too long for those, two, up to
+1920×1080. Bytes are those that an op cannot do without: what it reads and writes, once. On a GPU, its cache is emptied
+before each call; where a call keeps the GPU busy for less time than it takes to launch, about 0.1 ms, what is measured
+is the launch: take larger batches.
 """
 
 import statistics
