@@ -163,11 +163,11 @@ def frames_for(surfaces: Tensor) -> Tensor:
 
 def fill_here(luma: Tensor, chroma: Tensor, frames: Tensor, equations: Equations) -> None:
     """`fill_reference` on a CPU, in less time where there is a kernel for this processor."""
-    from .color_kernel import fill_nv12, kernel_for  # LLVM takes a while to load
+    from .color_kernel import fill_frame, kernel_for  # LLVM takes a while to load
 
     if kernel_for(frames.shape[3], frames.shape[2]):
         for planes_and_frame in zip(luma, chroma, frames, strict=True):
-            fill_nv12(*planes_and_frame, equations)
+            fill_frame(*planes_and_frame, equations)
     else:
         fill_reference(luma, chroma, frames, equations)
 

@@ -15,7 +15,7 @@ def kernel_for(width: int, height: int) -> bool:
     return bool(this_processor().lanes) and width >= LEAST_WIDTH and not (width % 2 or height % 2)
 
 
-def fill_nv12(luma: Tensor, chroma: Tensor, frame: Tensor, equations: tuple[float, float, int, int, int]) -> None:
+def fill_frame(luma: Tensor, chroma: Tensor, frame: Tensor, equations: tuple[float, float, int, int, int]) -> None:
     """The reference's `fill_nv12` of one frame on a CPU, in a twelfth of the time.
 
     Args:
