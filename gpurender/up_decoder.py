@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .jit import Processor, compiled, this_processor
 from .kernels.up import scratch_places, skip_scratch_places, write_skip, write_up
-from .kernels.up_weights import Levels, UpLevels, UpShape, fits, packed, skip_stride, windows_in_bytes
+from .kernels.up_weights import Levels, UpLevels, UpShape, fits, fits_tiles, packed, skip_stride, windows_in_bytes
 from .kernels.vectors import rounded_up
 from .network import FACE_SHAPE, Encoded
 from .openvino_graph import channels_last, in_bfloat16
@@ -25,16 +25,13 @@ def up_decoder(
 ) -> "UpDecoder | None":
     """The decoder as `UpDecoder`, if its last blocks are such as the kernels compute, and that pays here.
 
-    It does not pay in bfloat16 on processors that multiply matrices of it (AMX), as OpenVINO makes use of; nor,
-    supposedly, of bytes.
-
     Args:
         precision: see `load_engine`.
         kept: the type in which the inputs come, but for the audio.
         ranges: `measured_ranges` of the decoder, for `int8`.
     """
     processor = this_processor()
-    if not processor.lanes or (precision != "fp32" and (processor.tiles or not can_multiply(processor, precision))):
+    if not processor.lanes or (precision != "fp32" and not can_multiply(processor, precision)):
         return None
     decoder = decoder.clone()
     blocks = find_up_blocks(decoder)
@@ -52,7 +49,7 @@ def bytes_pay(decoder: openvino.Model) -> bool:
     blocks = find_up_blocks(decoder.clone())
     shapes = shapes_of(blocks, "int8", torch.float32)
     in_bytes = all(fits(shape) and windows_in_bytes(shape, shape.inner) for shape in shapes)
-    return bool(blocks) and in_bytes and not this_processor().tiles
+    return bool(blocks) and in_bytes
 
 
 def can_multiply(processor: Processor, precision: str) -> bool:
@@ -63,7 +60,8 @@ def shapes_of(blocks: Sequence[UpBlock], precision: str, kept: torch.dtype) -> l
     """What the kernels are compiled for, one after another."""
     per_word = {"fp32": 1, "mixed": 1, "bf16": 2, "int8": 4}[precision]
     words = [2 if precision == "mixed" and block.height >= FACE_SHAPE[1] else per_word for block in blocks]
-    lanes = this_processor().lanes
+    processor = this_processor()
+    lanes = processor.lanes
     shapes: list[UpShape] = []
     for block, per_word, next_one in zip(blocks, words, [*words, 1][1:], strict=True):
         stride = rounded_up(shapes[-1].out, lanes) if shapes else block.below  # in channels
@@ -83,6 +81,7 @@ def shapes_of(blocks: Sequence[UpBlock], precision: str, kept: torch.dtype) -> l
             seen_half=kept == torch.bfloat16 or (per_word == 2 and not block.face),
             half_out=next_one == 2,
             lanes=lanes,
+            tiles=processor.tiles and fits_tiles(block.width, len(weights.project), per_word),
         )
         shapes.append(shape)
     return shapes

@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from llvmlite import ir
 
-from .up_rows import Rows, pixels_at_once, row_of_windows
+from .up_products import pixels_at_once
+from .up_rows import Rows, row_of_windows
 from .up_weights import PICTURE, UpShape, places_of, skip_stride, weight_places
 from .vectors import FLOAT, INDEX, INTEGER, SHORT, Function, Offset, rounded_up, table
 
@@ -41,7 +42,7 @@ def scratch_places(shape: UpShape) -> tuple[dict[str, int], int]:
         "x packed": shape.width * out // shape.per_word,
         "inner2": 3 * inner2_row,
         "y packed": shape.width // 2 * shape.below_stride // 4 if shape.per_word == 4 else 0,
-        "tile": pixels_at_once(shape.width, 1, shape.lanes) * max(inner, inner2),
+        "tile": pixels_at_once(shape, shape.width, 1) * max(inner, inner2),
     }
     if shape.face and shape.per_word != 4:
         places |= stem_rows(shape) | {"skip": shape.width * skip_stride(shape)}

@@ -2,28 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import repeat
 
 from llvmlite import ir
 
+from .up_products import Products, TileProducts, pixels_at_once
 from .up_weights import PICTURE, UpShape, windows_in_bytes
 from .vectors import INDEX, Function, Offset, rounded_up
 
 ROWS = "above", "at", "below"
-Starts = Callable[[int], Iterator[ir.Value]]
-"""What the sums of a pixel begin with, by the pixel's number."""
 
 
 def row_of_windows(shape: UpShape, channels: int) -> int:
     """Words of a row that is convolved depthwise."""
     bytes_each = 1 if windows_in_bytes(shape, channels) else 4
     return (shape.width + 2) * rounded_up(channels, shape.lanes) * bytes_each // 4
-
-
-def pixels_at_once(width: int, vectors: int, lanes: int) -> int:
-    """How many pixels of a row are computed together: their sums stay in registers, with some to spare."""
-    registers = 32 if lanes == 16 else 16
-    return max(count for count in range(1, max(registers * 5 // 8 // vectors, 1) + 1) if width % count == 0)
 
 
 class Rows:
@@ -54,10 +46,10 @@ class Rows:
         f = self._function(name, ["row", "weights", *["scale"] * self._in_bytes, *added, "out"])
         lanes, build = self._lanes, f.builder
         vectors = max(count for count in (4, 2, 1) if out // lanes % count == 0)
-        pixels = pixels_at_once(width, vectors, lanes)
-        sums = self._sums(f, pixels, vectors)
+        pixels = pixels_at_once(self._shape, width, vectors)
+        products = self._products(f, pixels, vectors, -(-channels // self._shape.per_word))
         row_size = (width + 2 if relu else width) * lanes
-        with f.loop(out // lanes, vectors) as block, f.loop(width, pixels) as x:
+        with f.loop(out // lanes, vectors) as block, f.strips(width, pixels) as x:
 
             def starts(p: int) -> Iterator[ir.Value]:
                 if not resized:
@@ -70,12 +62,11 @@ class Rows:
                     before, after = (f.load(f.arguments["narrow"], *place, step) for step in (0, lanes))
                     yield f.multiply_add(part, build.fsub(after, before), before)
 
-            self._begin(f, sums, starts)
-            self._add_products(
-                f, sums, f.arguments["row"], [(x, stride)], stride, channels, f.arguments["weights"], [(block, lanes)],
-                out,
-            )  # fmt: skip
-            for p, of_pixel in enumerate(self._finished(f, sums, starts, (block, lanes))):
+            products.begin(starts)
+            products.add(
+                f.arguments["row"], [(x, stride)], stride, channels, f.arguments["weights"], [(block, lanes)], out
+            )
+            for p, of_pixel in enumerate(products.done(starts, (block, lanes))):
                 if relu and windows_in_bytes(self._shape, out):
                     place = (block, row_size // 4), (x, lanes), (p + 1) * lanes
                     f.store_levels_together(of_pixel, f.arguments["out"], *place)
@@ -84,48 +75,13 @@ class Rows:
                     value = f.relu(total) if relu else total
                     place = (block, row_size), v * row_size, (x, lanes), (p + relu) * lanes
                     f.store(value, f.arguments["out"], *place)
+        products.end()
         return f.done()
 
-    def _sums(self, f: Function, pixels: int, vectors: int) -> list[list[ir.Value]]:
-        kind = f.integers if self._in_bytes else f.vector
-        return [[f.variable(kind) for _ in range(vectors)] for _ in range(pixels)]
-
-    def _begin(self, f: Function, sums: Sequence[Sequence[ir.Value]], starts: Starts) -> None:
-        """Sums are to begin with what `starts` gives; sums of bytes are added to that when they are done."""
-        for p, of_pixel in enumerate(sums):
-            for total, start in zip(of_pixel, repeat(f.no_levels()) if self._in_bytes else starts(p), strict=False):
-                f.set(total, start)
-
-    def _add_products(
-        self, f: Function, sums: Sequence[Sequence[ir.Value]], row: ir.Value, place: Sequence[Offset], stride: int,
-        channels: int, weights: ir.Value, of_weights: Sequence[Offset], out: int,
-    ) -> None:  # fmt: skip
-        """sums[pixel][vector] += row[pixel, channel] · weights[channel, vector], `per_word` channels at once."""
-        steps = -(-channels // self._shape.per_word)
-        multiply_add = {1: f.multiply_add, 2: f.multiply_add_halves, 4: f.multiply_add_bytes}[self._shape.per_word]
-        kind = f.integers if self._in_bytes else f.vector
-        unrolled = next(count for count in (2, 1) if steps % count == 0)
-        with f.loop(steps, unrolled) as first:
-            for k in range(unrolled):
-                columns = [
-                    f.load(weights, (first, out), k * out + v * self._lanes, *of_weights) for v in range(len(sums[0]))
-                ]
-                for p, of_pixel in enumerate(sums):
-                    word = f.splat(f.load_word(row, first, k + p * stride, *place))
-                    for column, total in zip(columns, of_pixel, strict=True):
-                        f.set(total, multiply_add(word, column, f.get(total, kind)))
-
-    def _finished(
-        self, f: Function, sums: Sequence[Sequence[ir.Value]], starts: Starts, *scale: Offset
-    ) -> Iterator[list[ir.Value]]:
-        """The sums of each pixel."""
-        for p, of_pixel in enumerate(sums):
-            if not self._in_bytes:
-                yield [f.get(total) for total in of_pixel]
-                continue
-            scales = (f.load(f.arguments["scale"], v * self._lanes, *scale) for v in range(len(of_pixel)))
-            added = zip(of_pixel, scales, starts(p), strict=True)
-            yield [f.multiply_add(f.to_float(f.get(total, f.integers)), one, start) for total, one, start in added]
+    def _products(self, f: Function, pixels: int, vectors: int, words: int) -> Products:
+        if self._shape.tiles:
+            return TileProducts(f, self._shape, vectors, words)
+        return Products(f, self._shape, pixels, vectors)
 
     def to_bytes(self, name: str, size: int, half: bool = False) -> ir.Function:
         """A row of float32 or bfloat16 as levels."""
@@ -212,9 +168,9 @@ class Rows:
         """Depthwise convolution, bias and ReLU: a row of pixels with their channels."""
         f = self._function(name, [*ROWS, "depthwise", "out"])
         lanes = self._lanes
-        pixels = pixels_at_once(self._shape.width, 2, lanes)
+        pixels = pixels_at_once(self._shape, self._shape.width, 2)
         store, words = self._store(f), self._shape.per_word
-        with f.loop(channels // lanes) as block, f.loop(self._shape.width, pixels) as x:
+        with f.loop(channels // lanes) as block, f.strips(self._shape.width, pixels) as x:
             for p, value in enumerate(self._depthwise(f, block, x, pixels)):
                 place = (x, channels // words), p * channels // words, (block, lanes // words)
                 store(value, f.arguments["out"], *place)
@@ -233,13 +189,13 @@ class Rows:
         picture = residual and shape.picture
         x_channels = rounded_up(shape.out, lanes)
         out = rounded_up(out, lanes)
-        pixels = pixels_at_once(shape.width, out // lanes, lanes)
-        sums = self._sums(f, pixels, out // lanes)
+        pixels = pixels_at_once(shape, shape.width, out // lanes)
         of_block = pixels * lanes // words
         store = self._store(f)
         together = 4 if windows_in_bytes(shape, inner) else 1  # blocks
         of_block *= together
-        with f.loop(shape.width, pixels) as x:
+        products = self._products(f, pixels, out // lanes, together * lanes // words)
+        with f.strips(shape.width, pixels) as x:
 
             def starts(p: int) -> Iterator[ir.Value]:
                 for v in range(out // lanes):
@@ -255,14 +211,14 @@ class Rows:
                 else:
                     for p, value in enumerate(self._depthwise(f, block, x, pixels)):
                         store(value, f.arguments["tile"], (block, of_block), p * lanes // words)
-            self._begin(f, sums, starts)
+            products.begin(starts)
             channels = together * lanes
             with f.loop(inner // channels) as block:
-                self._add_products(
-                    f, sums, f.arguments["tile"], [(block, of_block)], channels // words, channels,
+                products.add(
+                    f.arguments["tile"], [(block, of_block)], channels // words, channels,
                     f.arguments["project"], [(block, channels // words * out)], out,
                 )  # fmt: skip
-            totals = list(self._finished(f, sums, starts))
+            totals = list(products.done(starts))
             if picture:
                 totals = self._with_picture(f, totals, x, x_channels)
             for p, of_pixel in enumerate(totals):
@@ -281,6 +237,7 @@ class Rows:
                             step, zero = (f.splat(f.load_word(f.arguments["levels"], i)) for i in range(2))
                             value = f.multiply_add(value, step, zero)
                         store(value, f.arguments["packed"], (x, out // words), place // words)
+        products.end()
         return f.done()
 
     def _with_picture(

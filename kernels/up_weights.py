@@ -24,6 +24,7 @@ class UpShape(NamedTuple):
         seen_half: whether the face, or the skip, is bfloat16; the skip is if products are of bfloat16.
         half_out: whether the output is bfloat16.
         lanes: float32 values in a vector of this processor.
+        tiles: whether matrices are multiplied as tiles (AMX): not of float32, and of rows of 32 pixels at least.
     """
 
     height: int
@@ -40,6 +41,7 @@ class UpShape(NamedTuple):
     seen_half: bool
     half_out: bool
     lanes: int
+    tiles: bool
 
 
 def fits(shape: UpShape) -> bool:
@@ -49,6 +51,12 @@ def fits(shape: UpShape) -> bool:
         return not any(channels % 2 for channels in (shape.below, shape.skip, shape.out))
     rows = shape.width // 2 * shape.below_stride, shape.width * skip
     return shape.per_word == 1 or not (shape.below_stride % 4 or skip % 4 or any(words % shape.lanes for words in rows))
+
+
+def fits_tiles(width: int, out: int, per_word: int) -> bool:
+    """Whether tiles of 16 pixels suit a block: there are such of two bytes or one, y has as many in a row, and sums of
+    all channels of a pixel are as many tiles as there are besides two."""
+    return per_word > 1 and width >= 32 and out <= 6 * 16
 
 
 def skip_stride(shape: UpShape) -> int:

@@ -78,6 +78,16 @@ class Function:
         build.position_at_end(after)
 
     @contextmanager
+    def strips(self, width: int, pixels: int) -> Iterator[ir.Value]:
+        """0, pixels, … below `width`, which is as large at least; the last strip ends with it, over the one before."""
+        with self.loop(width, pixels) as first:
+            if not width % pixels:
+                yield first
+                return
+            last = INDEX(width - pixels)
+            yield self.builder.select(self.builder.icmp_signed("<", first, last), first, last)
+
+    @contextmanager
     def vectors(self, count: ir.Value, vectors: int = 1) -> Iterator[ir.Value]:
         """0, lanes, … for `count` values, or some vectors at once; the last ones end with the values, of which there
         are as many at least."""
@@ -109,6 +119,12 @@ class Function:
     def variable(self, kind: ir.Type | None = None) -> ir.Value:
         """Room for a vector, or another kind of value; LLVM finds a register for it."""
         return self._variables.alloca(kind or self.vector)
+
+    def array(self, vectors: int) -> ir.Value:
+        """Room for some vectors that have an address."""
+        room = self._variables.alloca(FLOAT, vectors * self.lanes)
+        room.align = 4 * self.lanes
+        return room
 
     def get(self, variable: ir.Value, kind: ir.Type | None = None) -> ir.Value:
         return self.builder.load(variable, typ=kind or self.vector)
@@ -271,6 +287,39 @@ class Function:
             self._intrinsic("llvm.x86.avx2.gather.d.ps.256", kinds),
             [self.zeros(), pointer, places, all_ones, BYTE(4)],
         )
+
+    # --- tiles (AMX) -------------------------------------------------------------------------------------------------
+
+    def configure_tiles(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Tile registers 0, 1, … get these numbers of rows and of words in a row, 16 at most; they are zeroed."""
+        given = np.zeros(64, np.uint8)
+        given[0] = 1  # the only palette
+        given[16:32].view(np.uint16)[: len(sizes)] = [4 * words for _, words in sizes]
+        given[48 : 48 + len(sizes)] = [rows for rows, _ in sizes]
+        name = f"{self.function.name}_tiles"
+        self._tiles("ldtilecfg", table(self.module, name, INTEGER, given.view(np.int32)))
+
+    def release_tiles(self) -> None:
+        """At the function's end: a processor with tiles in use saves them with each change of threads."""
+        self._tiles("tilerelease")
+
+    def zero_tile(self, tile: int) -> None:
+        self._tiles("tilezero", BYTE(tile))
+
+    def load_tile(self, tile: int, stride: int, pointer: ir.Value, *offsets: Offset) -> None:
+        """Rows, one each `stride` words."""
+        self._tiles("tileloadd64", BYTE(tile), self.at(pointer, *offsets), INDEX(4 * stride))
+
+    def store_tile(self, tile: int, stride: int, pointer: ir.Value, *offsets: Offset) -> None:
+        self._tiles("tilestored64", BYTE(tile), self.at(pointer, *offsets), INDEX(4 * stride))
+
+    def multiply_add_tiles(self, in_bytes: bool, total: int, a: int, b: int) -> None:
+        """total += a·b, matrices of words: as `multiply_add_bytes` or `multiply_add_halves` has a word."""
+        self._tiles("tdpbusd" if in_bytes else "tdpbf16ps", BYTE(total), BYTE(a), BYTE(b))
+
+    def _tiles(self, name: str, *given: ir.Value) -> None:
+        kinds = [value.type for value in given]
+        self.builder.call(self._intrinsic(f"llvm.x86.{name}", kinds, ir.VoidType()), given)
 
     # --- arithmetic --------------------------------------------------------------------------------------------------
 
