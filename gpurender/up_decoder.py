@@ -81,7 +81,7 @@ def shapes_of(blocks: Sequence[UpBlock], precision: str, kept: torch.dtype) -> l
             seen_half=kept == torch.bfloat16 or (per_word == 2 and not block.face),
             half_out=next_one == 2,
             lanes=lanes,
-            tiles=processor.tiles and fits_tiles(block.width, len(weights.project), per_word),
+            tiles=processor.tiles and fits_tiles(block.width, block.below, len(weights.project), per_word),
         )
         shapes.append(shape)
     return shapes

@@ -22,6 +22,11 @@ def pixels_at_once(shape: UpShape, width: int, vectors: int) -> int:
     return max(count for count in range(1, max(registers * 5 // 8 // vectors, 1) + 1) if width % count == 0)
 
 
+def in_tile(words: int) -> int:
+    """How many of a pixel's words are multiplied at once: as many as the rows of a tile have, if that divides them."""
+    return max(count for count in range(1, TILE + 1) if words % count == 0)
+
+
 class Products:
     """sums[pixel][vector] += row[pixel, channel] · weights[channel, vector], for some pixels and vectors of a function.
 
@@ -86,19 +91,21 @@ class Products:
 class TileProducts(Products):
     """The same in tiles: 16 pixels of up to 16 words, by up to 16 words of a vector each."""
 
-    def __init__(self, f: Function, shape: UpShape, vectors: int, words: int) -> None:
+    def __init__(self, f: Function, shape: UpShape, vectors: int, words: Sequence[int]) -> None:
         """
         Args:
-            words: of a pixel, in each of the functions's calls of `add`.
+            words: of a pixel, in the calls of `add`: two numbers at most.
         """
         self._f = f
         self._in_bytes = shape.per_word == 4
         self._per_word = shape.per_word
         self._vectors = vectors
-        self._words = max(count for count in range(1, TILE + 1) if words % count == 0)
-        self._of_pixels, self._of_weights = vectors, vectors + 1  # tiles; those before are sums
+        self._tiles = {n: vectors + 2 * i for i, n in enumerate(dict.fromkeys(map(in_tile, words)))}
+        sizes = [(TILE, TILE)] * vectors
+        for n in self._tiles:
+            sizes += [(TILE, n), (n, TILE)]
         self._sums_in_memory = f.array(TILE * vectors)
-        f.configure_tiles([(TILE, TILE)] * vectors + [(TILE, self._words), (self._words, TILE)])
+        f.configure_tiles(sizes)
 
     def begin(self, starts: Starts) -> None:
         for v in range(self._vectors):
@@ -109,11 +116,15 @@ class TileProducts(Products):
         of_weights: Sequence[Offset], out: int,
     ) -> None:  # fmt: skip
         f = self._f
-        with f.loop(-(-channels // self._per_word), self._words) as first:
-            f.load_tile(self._of_pixels, stride, row, first, *place)
+        words = -(-channels // self._per_word)
+        at_once = in_tile(words)
+        of_pixels = self._tiles[at_once]
+        of_vector = of_pixels + 1
+        with f.loop(words, at_once) as first:
+            f.load_tile(of_pixels, stride, row, first, *place)
             for v in range(self._vectors):
-                f.load_tile(self._of_weights, out, weights, (first, out), v * f.lanes, *of_weights)
-                f.multiply_add_tiles(self._in_bytes, v, self._of_pixels, self._of_weights)
+                f.load_tile(of_vector, out, weights, (first, out), v * f.lanes, *of_weights)
+                f.multiply_add_tiles(self._in_bytes, v, of_pixels, of_vector)
 
     def done(self, starts: Starts, *scale: Offset) -> Iterator[list[ir.Value]]:
         f = self._f

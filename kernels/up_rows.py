@@ -7,7 +7,7 @@ from llvmlite import ir
 
 from .up_products import Products, TileProducts, pixels_at_once
 from .up_weights import PICTURE, UpShape, windows_in_bytes
-from .vectors import INDEX, Function, Offset, rounded_up
+from .vectors import INDEX, Function, rounded_up
 
 ROWS = "above", "at", "below"
 
@@ -35,19 +35,30 @@ class Rows:
         return f
 
     def product(
-        self, name: str, width: int, channels: int, stride: int, out: int, relu: bool = True, resized: bool = False
+        self,
+        name: str,
+        width: int,
+        given: Sequence[tuple[int, int]],
+        out: int,
+        relu: bool = True,
+        resized: bool = False,
     ) -> ir.Function:
         """A 1×1 convolution of a row of pixels, in blocks of lanes.
 
         With `relu` also ReLU, in rows with a zero before and after. A bias is added; with `resized` it is in a row of
         half the width and `out` channels, which is resized and added.
+
+        Args:
+            given: channels of rows, one after another in the weights, and words from one pixel to the next.
         """
         added = ["narrow", "left", "across"] if resized else ["bias"]
-        f = self._function(name, ["row", "weights", *["scale"] * self._in_bytes, *added, "out"])
+        names = [f"row {i}" for i in range(len(given))]
+        f = self._function(name, [*names, "weights", *["scale"] * self._in_bytes, *added, "out"])
         lanes, build = self._lanes, f.builder
         vectors = max(count for count in (4, 2, 1) if out // lanes % count == 0)
         pixels = pixels_at_once(self._shape, width, vectors)
-        products = self._products(f, pixels, vectors, -(-channels // self._shape.per_word))
+        words = [-(-channels // self._shape.per_word) for channels, _ in given]
+        products = self._products(f, pixels, vectors, words)
         row_size = (width + 2 if relu else width) * lanes
         with f.loop(out // lanes, vectors) as block, f.strips(width, pixels) as x:
 
@@ -63,9 +74,9 @@ class Rows:
                     yield f.multiply_add(part, build.fsub(after, before), before)
 
             products.begin(starts)
-            products.add(
-                f.arguments["row"], [(x, stride)], stride, channels, f.arguments["weights"], [(block, lanes)], out
-            )
+            for i, (channels, stride) in enumerate(given):
+                place = (block, lanes), sum(words[:i]) * out
+                products.add(f.arguments[names[i]], [(x, stride)], stride, channels, f.arguments["weights"], place, out)
             for p, of_pixel in enumerate(products.done(starts, (block, lanes))):
                 if relu and windows_in_bytes(self._shape, out):
                     place = (block, row_size // 4), (x, lanes), (p + 1) * lanes
@@ -78,10 +89,34 @@ class Rows:
         products.end()
         return f.done()
 
-    def _products(self, f: Function, pixels: int, vectors: int, words: int) -> Products:
+    def _products(self, f: Function, pixels: int, vectors: int, words: Sequence[int]) -> Products:
         if self._shape.tiles:
             return TileProducts(f, self._shape, vectors, words)
         return Products(f, self._shape, pixels, vectors)
+
+    def resized(self, name: str) -> ir.Function:
+        """A row of y in the output's size, as it is multiplied: between two rows, and between their pixels."""
+        f = self._function(name, ["a", "b", "down", "left", "across", *["levels"] * self._in_bytes, "out"])
+        shape, lanes = self._shape, self._lanes
+        load = f.load_half if shape.per_word == 2 else partial(f.load, aligned=False)
+        words, store = shape.below // shape.per_word, self._store(f)
+        down = f.splat(f.load_word(f.arguments["down"]))
+        with f.loop(shape.width) as x:
+            left = f.load_index(f.arguments["left"], x)
+            part = f.splat(f.load_word(f.arguments["across"], x))
+            for channel in range(0, shape.below, lanes):
+                vector = channel // 2 if shape.per_word == 2 else channel
+                rows = []
+                for row in "ab":
+                    place = (left, shape.below_stride), vector
+                    before, after = (load(f.arguments[row], *place, step) for step in (0, shape.below_stride))
+                    rows.append(f.multiply_add(part, f.builder.fsub(after, before), before))
+                value = f.multiply_add(down, f.builder.fsub(rows[1], rows[0]), rows[0])
+                if self._in_bytes:
+                    step, zero = (f.splat(f.load_word(f.arguments["levels"], i)) for i in range(2))
+                    value = f.multiply_add(value, step, zero)
+                store(value, f.arguments["out"], (x, words), channel // shape.per_word)
+        return f.done()
 
     def to_bytes(self, name: str, size: int, half: bool = False) -> ir.Function:
         """A row of float32 or bfloat16 as levels."""
@@ -194,7 +229,7 @@ class Rows:
         store = self._store(f)
         together = 4 if windows_in_bytes(shape, inner) else 1  # blocks
         of_block *= together
-        products = self._products(f, pixels, out // lanes, together * lanes // words)
+        products = self._products(f, pixels, out // lanes, [together * lanes // words])
         with f.strips(shape.width, pixels) as x:
 
             def starts(p: int) -> Iterator[ir.Value]:

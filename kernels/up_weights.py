@@ -53,10 +53,10 @@ def fits(shape: UpShape) -> bool:
     return shape.per_word == 1 or not (shape.below_stride % 4 or skip % 4 or any(words % shape.lanes for words in rows))
 
 
-def fits_tiles(width: int, out: int, per_word: int) -> bool:
-    """Whether tiles of 16 pixels suit a block: there are such of two bytes or one, y has as many in a row, and sums of
-    all channels of a pixel are as many tiles as there are besides two."""
-    return per_word > 1 and width >= 32 and out <= 6 * 16
+def fits_tiles(width: int, below: int, out: int, per_word: int) -> bool:
+    """Whether tiles of 16 pixels suit a block: there are such of two bytes or one, a row has as many, y's channels are
+    whole vectors, and sums of all channels of a pixel are as many tiles as there are besides two."""
+    return per_word > 1 and width >= 16 and below % 16 == 0 and out <= 6 * 16
 
 
 def skip_stride(shape: UpShape) -> int:
@@ -123,18 +123,15 @@ def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None = None) -
         project2, bias2 = last[0] @ project2, last[0] @ bias2 + last[1]
     given = inner if levels is not None and windows_in_bytes(shape, shape.inner) else None
     given2 = inner2 if levels is not None and windows_in_bytes(shape, shape.inner2) else None
-    of_y, of_skip = weights.expand[:, : shape.below], weights.expand[:, shape.below :]
-    below = product_parts("below", of_y, np.zeros(len(of_y)), shape, y, gives=given)
-    expand = product_parts("expand", of_skip, weights.expand_bias, shape, skip, gives=given, rounds=True)
-    below["below bias"] += expand.pop("expand bias")  # resizing leaves it as it is
     parts = {
-        **below,
-        **expand,
+        **expand_parts(weights, shape, y, skip, given),
         "depthwise": depthwise_weights(weights.depthwise, weights.depthwise_bias, shape, given, filtered),
-        **product_parts("project", weights.project, weights.project_bias, shape, filtered, by_lanes=True),
-        **product_parts("expand2", weights.expand2, weights.expand2_bias, shape, x, gives=given2, rounds=True),
+        **product_parts("project", weights.project, weights.project_bias, shape, *of_bytes(filtered), by_lanes=True),
+        **product_parts(
+            "expand2", weights.expand2, weights.expand2_bias, shape, *of_bytes(x), gives=given2, rounds=True
+        ),
         "depthwise2": depthwise_weights(weights.depthwise2, weights.depthwise2_bias, shape, given2, filtered2),
-        **product_parts("project2", project2, bias2, shape, filtered2, by_lanes=True),
+        **product_parts("project2", project2, bias2, shape, *of_bytes(filtered2), by_lanes=True),
     }
     if last is not None:
         parts["last"] = words_of(padded(last[0], shape).T, 1)
@@ -152,26 +149,46 @@ def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None = None) -
     return words
 
 
+def expand_parts(
+    weights: UpWeights, shape: UpShape, y: Levels | None, skip: Levels | None, gives: Levels | None
+) -> dict[str, np.ndarray]:
+    """What the first 1×1 convolution is given: y's share and the skip's, or in tiles both as one."""
+    if shape.tiles:
+        steps = zeros = None
+        if y is not None and skip is not None:
+            counts = [shape.below, shape.skip]
+            steps, zeros = np.repeat([y.step, skip.step], counts), np.repeat([y.zero, skip.zero], counts)
+        return product_parts(
+            "expand", weights.expand, weights.expand_bias, shape, steps, zeros, gives=gives, rounds=True
+        )
+    of_y, of_skip = weights.expand[:, : shape.below], weights.expand[:, shape.below :]
+    below = product_parts("below", of_y, np.zeros(len(of_y)), shape, *of_bytes(y), gives=gives)
+    expand = product_parts("expand", of_skip, weights.expand_bias, shape, *of_bytes(skip), gives=gives, rounds=True)
+    below["below bias"] += expand.pop("expand bias")  # resizing leaves it as it is
+    return below | expand
+
+
 def product_parts(
     name: str,
     weights: np.ndarray,
     bias: np.ndarray,
     shape: UpShape,
-    levels: Levels | None,
+    step: float | np.ndarray | None,
+    zero: float | np.ndarray | None,
     by_lanes: bool = False,
     gives: Levels | None = None,
     rounds: bool = False,
 ) -> dict[str, np.ndarray]:
     """What a 1×1 convolution (out,in) is given; `by_lanes`: in is rounded up to lanes.
 
-    In bytes, sums of products are multiplied with `scale`, and the bias makes up for the levels' zero. With `gives`,
-    the results are levels, which with `rounds` are yet to be cut off behind the point, and woven.
+    In bytes, whose levels have these steps and zeros, of all channels or (in,) of each, sums of products are multiplied
+    with `scale`, and the bias makes up for the zeros. With `gives`, the results are levels, which with `rounds` are yet
+    to be cut off behind the point, and woven.
     """
     scale = None
-    if levels is not None:
-        weights, steps = whole_weights(weights)
-        scale = steps * levels.step
-        bias = bias - scale * levels.zero * weights.sum(1)
+    if step is not None and zero is not None:
+        weights, scale = whole_weights(weights * step)
+        bias = bias - scale * (weights * zero).sum(1)
         if gives is not None:
             scale, bias = scale / gives.step, bias / gives.step + 0.5 * rounds
     parts = {name: padded(weights, shape), f"{name} bias": padded(bias, shape)}
@@ -181,6 +198,10 @@ def product_parts(
         parts = {key: part[woven(len(part), shape)] for key, part in parts.items()}
     rows = padded(parts[name].T, shape, shape.lanes if by_lanes else shape.per_word)
     return parts | {name: words_of(rows, shape.per_word)}
+
+
+def of_bytes(levels: Levels | None) -> tuple[float | None, float | None]:
+    return (levels.step, levels.zero) if levels is not None else (None, None)
 
 
 def whole_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,8 +275,8 @@ def weight_sizes(shape: UpShape) -> dict[str, int]:
     )
     last = last if shape.picture else out
     of_products = {
-        "below": (shape.below, inner),
-        "expand": (shape.skip, inner),
+        **({} if shape.tiles else {"below": (shape.below, inner)}),
+        "expand": (shape.below + shape.skip if shape.tiles else shape.skip, inner),
         "project": (inner, out),
         "expand2": (shape.out, inner2),
         "project2": (inner2, last),
@@ -263,7 +284,7 @@ def weight_sizes(shape: UpShape) -> dict[str, int]:
     sizes = {}
     for name, (channels, into) in of_products.items():
         sizes[name] = rounded_up(channels, shape.per_word) // shape.per_word * into
-        if name != "expand":
+        if name != "expand" or shape.tiles:
             sizes[f"{name} bias"] = into
         if shape.per_word == 4:
             sizes[f"{name} scale"] = into

@@ -28,6 +28,7 @@ from gpurender.kernels.up_weights import (
     nearest_bfloat16,
     packed,
     skip_stride,
+    whole_weights,
     windows_in_bytes,
 )
 from gpurender.kernels.vectors import rounded_up
@@ -85,10 +86,22 @@ def expected_of(
         of_inner = None
     if not windows_in_bytes(shape, shape.inner2):
         of_inner2 = None
-    none = np.zeros(shape.inner, np.float32)
-    narrow = convolved(y.permute(2, 0, 1)[None].to(kind), network.expand[:, : shape.below], none, of_y)
-    larger = F.interpolate(narrow, scale_factor=2, mode="bilinear", align_corners=True)
-    inner = larger + convolved(seen, network.expand[:, shape.below :], network.expand_bias, of_skip)
+    y = y.permute(2, 0, 1)[None].to(kind)
+    doubled = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)  # noqa: E731
+    of_y_alone, of_skip_alone = network.expand[:, : shape.below], network.expand[:, shape.below :]
+    if shape.tiles:  # y is resized before it is multiplied, and both shares are one product
+        both, weights = torch.cat([doubled(y), seen], 1), network.expand
+        if of_y is not None and of_skip is not None:
+            parts = zip(both.split([shape.below, shape.skip], 1), (of_y, of_skip), strict=True)
+            rounded = [torch.fake_quantize_per_tensor_affine(x.float(), of.step, of.zero, 0, 255) for x, of in parts]
+            each = np.repeat([of_y.step, of_skip.step], [shape.below, shape.skip])
+            whole, steps = whole_weights(weights * each)
+            both, weights = torch.cat(rounded, 1).to(kind), whole * steps[:, None] / each
+        inner = convolved(both, weights, network.expand_bias)
+    else:
+        none = np.zeros(shape.inner, np.float32)
+        larger = doubled(convolved(y, of_y_alone, none, of_y))
+        inner = larger + convolved(seen, of_skip_alone, network.expand_bias, of_skip)
     filtered = convolved(inner.relu(), network.depthwise, network.depthwise_bias, of_inner).relu()
     x = convolved(filtered, network.project, network.project_bias, of_filtered)
     inner2 = convolved(x, network.expand2, network.expand2_bias, of_x).relu()
@@ -192,7 +205,7 @@ def shape_of(processor: Processor, **given: Any) -> UpShape:
         "seen_half": half,
         "half_out": half,
         "lanes": processor.lanes,
-        "tiles": processor.tiles and fits_tiles(given["width"], given["out"], per_word),
+        "tiles": processor.tiles and fits_tiles(given["width"], below, given["out"], per_word),
     }
     shape = UpShape(**{**usual, "below_stride": below // (2 if half else 1), **given})
     return shape._replace(half_out=shape.half_out and not shape.picture)
