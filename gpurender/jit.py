@@ -28,7 +28,8 @@ class Processor(NamedTuple):
         lanes: float32 values in the vectors that it multiplies and adds at once; 0 if it has none that pay.
         half: whether it multiplies pairs of bfloat16 as vectors.
         bytes: whether it multiplies bytes as vectors (VNNI).
-        tiles: whether it multiplies matrices of bfloat16 and of bytes (AMX), and this process may.
+        tiles: whether it multiplies matrices of bfloat16 and of bytes (AMX), and this process may. Such processors
+            also multiply vectors of float16.
     """
 
     name: str
@@ -55,7 +56,7 @@ def this_processor() -> Processor:
         lanes,
         half=has("avx512bf16"),
         bytes=has("avx512vnni", "avx512bw") if lanes == 16 else has("avxvnni"),
-        tiles=lanes == 16 and has("amx-bf16", "amx-int8", "amx-tile") and may_use_tiles(),
+        tiles=lanes == 16 and has("amx-bf16", "amx-int8", "amx-tile", "avx512fp16") and may_use_tiles(),
     )
 
 

@@ -9,7 +9,8 @@ of which stays in the processor's second cache:
                               x → 1×1 convolution → ReLU → 3×3 depthwise → ReLU → 1×1 + x = out
 
 The upsampling is linear, so y goes through its share of the first convolution before it, at a quarter of the pixels.
-In the last block the skip is computed from the face as well (`stem`), the last convolution, to the picture, is
+Where the processor multiplies in tiles (AMX), 1×1 convolutions take less time than the rows around them do: there y is
+upsampled first, which is fewer channels, and what 3×3 windows see is float16 if it is not bytes. In the last block the skip is computed from the face as well (`stem`), the last convolution, to the picture, is
 multiplied with the one before it, and the sigmoid is taken. Arithmetic is float32; what 1×1 convolutions multiply may
 be bfloat16, added up in float32, or bytes, added up in int32: of what goes in, unsigned ones (`Levels`). Skips become
 bytes by a function of their own (`write_skip`), once: the template alone is seen in them.

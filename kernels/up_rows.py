@@ -6,7 +6,7 @@ from functools import partial
 from llvmlite import ir
 
 from .up_products import Products, TileProducts, pixels_at_once
-from .up_weights import PICTURE, UpShape, windows_in_bytes
+from .up_weights import FLOAT16_MAX, PICTURE, UpShape, windows_in_bytes, windows_in_float16
 from .vectors import INDEX, Function, rounded_up
 
 ROWS = "above", "at", "below"
@@ -14,7 +14,7 @@ ROWS = "above", "at", "below"
 
 def row_of_windows(shape: UpShape, channels: int) -> int:
     """Words of a row that is convolved depthwise."""
-    bytes_each = 1 if windows_in_bytes(shape, channels) else 4
+    bytes_each = 1 if windows_in_bytes(shape, channels) else 2 if windows_in_float16(shape, channels) else 4
     return (shape.width + 2) * rounded_up(channels, shape.lanes) * bytes_each // 4
 
 
@@ -81,6 +81,12 @@ class Rows:
                 if relu and windows_in_bytes(self._shape, out):
                     place = (block, row_size // 4), (x, lanes), (p + 1) * lanes
                     f.store_levels_together(of_pixel, f.arguments["out"], *place)
+                    continue
+                if relu and windows_in_float16(self._shape, out):
+                    values = [f.clamped(total, 0.0, FLOAT16_MAX) for total in of_pixel]
+                    for v, value in enumerate(values):
+                        place = (block, row_size // 2), v // 2 * row_size, (x, lanes), (p + 1) * lanes
+                        f.store_float16(value, f.arguments["out"], *place, v % 2 * lanes // 2)
                     continue
                 for v, total in enumerate(of_pixel):
                     value = f.relu(total) if relu else total
@@ -170,6 +176,20 @@ class Rows:
             found.append(f.relu(total))
         return found
 
+    def _depthwise_in_float16(self, f: Function, group: ir.Value, x: ir.Value, pixels: int) -> list[list[ir.Value]]:
+        """The same in float16, of twice as many channels: two vectors for each pixel."""
+        lanes, row_size = self._lanes, (self._shape.width + 2) * self._lanes
+        weights = [f.load_float16(f.arguments["depthwise"], (group, 10 * lanes), i * lanes) for i in range(10)]
+        found = []
+        for p in range(pixels):
+            total = weights[9]
+            for i, row in enumerate(ROWS):
+                for j in range(3):
+                    near = f.load_float16(f.arguments[row], (group, row_size), (x, lanes), (p + j) * lanes)
+                    total = f.multiply_add_float16(near, weights[3 * i + j], total)
+            found.append(f.from_float16(f.clamped(total, 0.0, FLOAT16_MAX)))
+        return found
+
     def _depthwise_of_bytes(self, f: Function, group: ir.Value, x: ir.Value, pixels: int, of_group: int) -> None:
         """The same of bytes, four vectors of channels at once, to the tile."""
         lanes, row_size = self._lanes, (self._shape.width + 2) * self._lanes
@@ -227,7 +247,8 @@ class Rows:
         pixels = pixels_at_once(shape, shape.width, out // lanes)
         of_block = pixels * lanes // words
         store = self._store(f)
-        together = 4 if windows_in_bytes(shape, inner) else 1  # blocks
+        in_float16 = windows_in_float16(shape, inner)
+        together = 4 if windows_in_bytes(shape, inner) else 2 if in_float16 else 1  # blocks
         of_block *= together
         products = self._products(f, pixels, out // lanes, [together * lanes // words])
         with f.strips(shape.width, pixels) as x:
@@ -241,11 +262,17 @@ class Rows:
                     yield start
 
             with f.loop(inner // lanes // together) as block:
-                if together > 1:
+                if together == 4:
                     self._depthwise_of_bytes(f, block, x, pixels, of_block)
+                    values = []
+                elif in_float16:
+                    values = self._depthwise_in_float16(f, block, x, pixels)
                 else:
-                    for p, value in enumerate(self._depthwise(f, block, x, pixels)):
-                        store(value, f.arguments["tile"], (block, of_block), p * lanes // words)
+                    values = [[value] for value in self._depthwise(f, block, x, pixels)]
+                for p, of_pixel in enumerate(values):
+                    for v, value in enumerate(of_pixel):
+                        place = (block, of_block), (together * p + v) * lanes // words
+                        store(value, f.arguments["tile"], *place)
             products.begin(starts)
             channels = together * lanes
             with f.loop(inner // channels) as block:

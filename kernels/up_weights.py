@@ -7,6 +7,7 @@ import numpy as np
 from .vectors import rounded_up
 
 PICTURE = 3  # channels
+FLOAT16_MAX = 65504.0
 
 
 class UpShape(NamedTuple):
@@ -121,16 +122,17 @@ def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None = None) -
     last, stem = weights.last, weights.stem
     if last is not None:
         project2, bias2 = last[0] @ project2, last[0] @ bias2 + last[1]
+    narrow, narrow2 = (windows_in_float16(shape, channels) for channels in (shape.inner, shape.inner2))
     given = inner if levels is not None and windows_in_bytes(shape, shape.inner) else None
     given2 = inner2 if levels is not None and windows_in_bytes(shape, shape.inner2) else None
     parts = {
         **expand_parts(weights, shape, y, skip, given),
-        "depthwise": depthwise_weights(weights.depthwise, weights.depthwise_bias, shape, given, filtered),
+        "depthwise": depthwise_weights(weights.depthwise, weights.depthwise_bias, shape, given, filtered, narrow),
         **product_parts("project", weights.project, weights.project_bias, shape, *of_bytes(filtered), by_lanes=True),
         **product_parts(
             "expand2", weights.expand2, weights.expand2_bias, shape, *of_bytes(x), gives=given2, rounds=True
         ),
-        "depthwise2": depthwise_weights(weights.depthwise2, weights.depthwise2_bias, shape, given2, filtered2),
+        "depthwise2": depthwise_weights(weights.depthwise2, weights.depthwise2_bias, shape, given2, filtered2, narrow2),
         **product_parts("project2", project2, bias2, shape, *of_bytes(filtered2), by_lanes=True),
     }
     if last is not None:
@@ -224,6 +226,13 @@ def windows_in_bytes(shape: UpShape, channels: int) -> bool:
     return shape.per_word == 4 and rounded_up(channels, shape.lanes) % (4 * shape.lanes) == 0
 
 
+def windows_in_float16(shape: UpShape, channels: int) -> bool:
+    """Whether a depthwise convolution of these is of float16: as many at once as a vector has. It is finer than
+    bfloat16; what is beyond its largest number becomes that (`FLOAT16_MAX`)."""
+    channels = rounded_up(channels, shape.lanes)
+    return shape.tiles and channels % (2 * shape.lanes) == 0 and not windows_in_bytes(shape, channels)
+
+
 def padded(channels: np.ndarray, shape: UpShape, step: int | None = None) -> np.ndarray:
     """(C,...) with zeros up to a multiple of `step`, which is lanes if not given."""
     beyond = rounded_up(len(channels), step or shape.lanes) - len(channels)
@@ -246,10 +255,15 @@ def nearest_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def depthwise_weights(
-    kernels: np.ndarray, bias: np.ndarray, shape: UpShape, levels: Levels | None, gives: Levels | None
+    kernels: np.ndarray,
+    bias: np.ndarray,
+    shape: UpShape,
+    levels: Levels | None,
+    gives: Levels | None,
+    in_float16: bool = False,
 ) -> np.ndarray:
-    """Blocks of lanes, each nine weights and the bias; with `gives` such that the results are levels, yet to be cut off
-    behind the point.
+    """Blocks of lanes, or of twice as many in float16, each nine weights and the bias; with `gives` such that the
+    results are levels, yet to be cut off behind the point.
 
     With `levels` of what goes in, blocks of four times as many channels, woven: a word for each column of a kernel,
     scales and biases.
@@ -260,6 +274,10 @@ def depthwise_weights(
     if levels is None or gives is None:
         kernels = kernels / gives.step if gives is not None else kernels
         columns = np.concatenate([kernels.reshape(-1, 9), bias[:, None]], 1)
+        if in_float16:
+            narrow = np.clip(columns, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+            blocks = narrow.reshape(-1, 2 * shape.lanes, 10).transpose(0, 2, 1)
+            return np.ascontiguousarray(blocks).view(np.float32)
         return columns.reshape(-1, shape.lanes, 10).transpose(0, 2, 1)
     kernels, steps = whole_weights(kernels)
     scales = steps * levels.step / gives.step
@@ -289,7 +307,8 @@ def weight_sizes(shape: UpShape) -> dict[str, int]:
         if shape.per_word == 4:
             sizes[f"{name} scale"] = into
     for name, channels in (("depthwise", inner), ("depthwise2", inner2)):
-        sizes[name] = (5 if windows_in_bytes(shape, channels) else 10) * channels
+        narrow = windows_in_bytes(shape, channels) or windows_in_float16(shape, channels)
+        sizes[name] = (5 if narrow else 10) * channels
     if shape.picture:
         sizes["last"] = shape.out * last
     if shape.face:

@@ -48,6 +48,7 @@ class Function:
         for argument in self.function.args:
             argument.add_attribute("noalias")
         self.vector, self.integers = ir.VectorType(FLOAT, lanes), ir.VectorType(INTEGER, lanes)
+        self.float16 = ir.VectorType(ir.HalfType(), 2 * lanes)
         self._variables = ir.IRBuilder(self.function.append_basic_block("variables"))
         self._start = self.function.append_basic_block("start")
         self.builder = ir.IRBuilder(self._start)
@@ -165,6 +166,22 @@ class Function:
         halves = ir.VectorType(SHORT, self.lanes)
         bits = self.builder.zext(self.builder.load(self.at(pointer, *offsets), typ=halves, align=4), self.integers)
         return self.builder.bitcast(self.builder.shl(bits, ir.Constant(self.integers, [16] * self.lanes)), self.vector)
+
+    def load_float16(self, pointer: ir.Value, *offsets: Offset) -> ir.Value:
+        """A vector of float16, twice as many as lanes."""
+        return self.builder.load(self.at(pointer, *offsets), typ=self.float16, align=4 * self.lanes)
+
+    def store_float16(self, value: ir.Value, pointer: ir.Value, *offsets: Offset) -> None:
+        """A vector as float16."""
+        narrow = self.builder.fptrunc(value, ir.VectorType(ir.HalfType(), self.lanes))
+        self.builder.store(narrow, self.at(pointer, *offsets), align=2 * self.lanes)
+
+    def from_float16(self, value: ir.Value) -> list[ir.Value]:
+        """Both of its halves as float32."""
+        wide = self.builder.fpext(value, ir.VectorType(FLOAT, 2 * self.lanes))
+        halves = (list(range(first, first + self.lanes)) for first in (0, self.lanes))
+        kind = ir.VectorType(INTEGER, self.lanes)
+        return [self.builder.shuffle_vector(wide, wide, ir.Constant(kind, places)) for places in halves]
 
     def store_levels(self, value: ir.Value, pointer: ir.Value, *offsets: Offset) -> None:
         """The vector as bytes: what is before the point, within 0 and 255."""
@@ -353,6 +370,11 @@ class Function:
         """a·b + total, rounded once."""
         return self.builder.call(self._intrinsic(f"llvm.fma.v{self.lanes}f32", [self.vector] * 3), [a, b, total])
 
+    def multiply_add_float16(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
+        """The same of vectors of float16."""
+        intrinsic = self._intrinsic(f"llvm.fma.v{2 * self.lanes}f16", [self.float16] * 3, self.float16)
+        return self.builder.call(intrinsic, [a, b, total])
+
     def multiply_add_halves(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
         """a·b + total, where the words of a and b are pairs of bfloat16: both products are added to a lane."""
         pairs = ir.VectorType(BFloat16(), 2 * self.lanes)
@@ -372,8 +394,20 @@ class Function:
         return self.builder.sitofp(value, self.vector)
 
     def relu(self, value: ir.Value) -> ir.Value:
-        positive = self.builder.fcmp_unordered(">", value, self.zeros())  # so that NaN shows
-        return self.builder.select(positive, value, self.zeros())
+        return self.at_least(value, 0.0)
+
+    def at_least(self, value: ir.Value, bound: float) -> ir.Value:
+        """NaN stays, so that it shows."""
+        return self._bound(">", value, bound)
+
+    def at_most(self, value: ir.Value, bound: float) -> ir.Value:
+        """NaN stays."""
+        return self._bound("<", value, bound)
+
+    def _bound(self, order: str, value: ir.Value, bound: float) -> ir.Value:
+        limit = ir.Constant(value.type, [float(np.float32(bound))] * value.type.count)
+        beyond = self.builder.fcmp_ordered(order, limit, value)  # so written, it is one instruction
+        return self.builder.select(beyond, limit, value)
 
     def sigmoid(self, value: ir.Value) -> ir.Value:
         """1 / (1 + e^-x). e^-x is 2^n · e^r with |r| ≤ ln 2 / 2, and e^r its Taylor series."""
@@ -392,10 +426,7 @@ class Function:
         return build.fdiv(self.constant(1), build.fadd(power, self.constant(1)))
 
     def clamped(self, value: ir.Value, least: float, most: float) -> ir.Value:
-        for order, limit in ((">", least), ("<", most)):
-            bound = self.constant(limit)
-            value = self.builder.select(self.builder.fcmp_unordered(order, value, bound), value, bound)
-        return value
+        return self.at_most(self.at_least(value, least), most)
 
     def _intrinsic(self, name: str, kinds: Sequence[ir.Type], given: ir.Type | None = None) -> ir.Function:
         known = self.module.globals.get(name)

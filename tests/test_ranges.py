@@ -133,18 +133,18 @@ def test_int8_draws_frames_that_it_has_not_seen(wide: Path, probe: Probe) -> Non
 
 @pytest.mark.usefixtures("_bytes")
 def test_auto_takes_int8_where_it_pays(wide: Path, probe: Probe, tiny_onnx: Path) -> None:
-    taken = load_engine(wide, device="cpu", probe=probe._replace(frames=2000))
+    taken = load_engine(wide, device="cpu", probe=probe._replace(frames=5000))
     assert taken.precision == "int8"
     assert list(taken.measured_psnr_db) == ["int8"]
     assert taken.measured_psnr_db["int8"] >= LEAST_INT8_DB
     assert load_engine(wide, device="cpu", probe=probe._replace(frames=90)).precision != "int8"
-    narrow = load_engine(tiny_onnx, device="cpu", probe=probe._replace(frames=2000))
+    narrow = load_engine(tiny_onnx, device="cpu", probe=probe._replace(frames=5000))
     assert "int8" not in narrow.measured_psnr_db
 
 
 @pytest.mark.usefixtures("_bytes")
 def test_auto_refuses_int8_where_it_is_too_far_away(seeded_onnx: Path, probe: Probe) -> None:
-    engine = load_engine(seeded_onnx, device="cpu", probe=probe._replace(frames=2000))
+    engine = load_engine(seeded_onnx, device="cpu", probe=probe._replace(frames=5000))
     assert engine.precision != "int8"
     assert engine.measured_psnr_db["int8"] < LEAST_INT8_DB
 

@@ -30,6 +30,7 @@ from gpurender.kernels.up_weights import (
     skip_stride,
     whole_weights,
     windows_in_bytes,
+    windows_in_float16,
 )
 from gpurender.kernels.vectors import rounded_up
 from gpurender.openvino_engine import OpenVinoEngine
@@ -177,8 +178,9 @@ def check(shape: UpShape) -> None:
         levels = levels_of(shape)
         found = drawn_by_kernel(shape, network, y, seen, levels=levels).double()
         of_torch = expected_of(shape, network, y, seen, torch.float64, levels)
-        # float32 may fall on the other side where a level ends, here and there
-        assert (found - of_torch).abs().mean() <= 0.05 * (of_torch - exact).abs().mean() + least
+        # float32 may fall on the other side where a level ends, here and there; float16 is itself rounded
+        part = 0.1 if any(windows_in_float16(shape, size) for size in (shape.inner, shape.inner2)) else 0.05
+        assert (found - of_torch).abs().mean() <= part * (of_torch - exact).abs().mean() + least
         assert (found - exact).abs().max() <= 1.5 * (of_torch - exact).abs().max() + least
         return
     found = drawn_by_kernel(shape, network, y, seen).double()
