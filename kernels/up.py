@@ -10,10 +10,11 @@ of which stays in the processor's second cache:
 
 The upsampling is linear, so y goes through its share of the first convolution before it, at a quarter of the pixels.
 Where the processor multiplies in tiles (AMX), 1×1 convolutions take less time than the rows around them do: there y is
-upsampled first, which is fewer channels, and what 3×3 windows see is float16 if it is not bytes. In the last block the skip is computed from the face as well (`stem`), the last convolution, to the picture, is
-multiplied with the one before it, and the sigmoid is taken. Arithmetic is float32; what 1×1 convolutions multiply may
-be bfloat16, added up in float32, or bytes, added up in int32: of what goes in, unsigned ones (`Levels`). Skips become
-bytes by a function of their own (`write_skip`), once: the template alone is seen in them.
+upsampled first, which is fewer channels, and what 3×3 windows see is float16 if it is not bytes. In the last block the
+skip is computed from the face as well (`stem`), the last convolution, to the picture, is multiplied with the one before
+it, and the sigmoid is taken. Arithmetic is float32 otherwise; what 1×1 convolutions multiply may be bfloat16, added up
+in float32, or bytes, added up in int32: of what goes in, unsigned ones (`Levels`). Skips become bytes by a function of
+their own (`write_skip`), once: the template alone is seen in them.
 
 A row of pixels lies in memory as y and skip do, pixel after pixel with its channels (N,H,W,C), or, inside, in blocks of
 as many channels as a vector has lanes, or bytes.
