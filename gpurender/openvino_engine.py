@@ -30,8 +30,8 @@ def faster_on_cpu() -> list[str]:
 
 def int8_pays(decoder: openvino.Model, frames: int) -> bool:
     """Whether it saves more time than measuring ranges takes, which is one or two seconds (measured: 374 frames take as
-    long as in bfloat16, 499 a tenth less; with AMX, 1,499 as long, 7,499 a fourteenth less). A frame of a narrow network
-    takes as long as in bfloat16 (measured)."""
+    long as in bfloat16, 499 a tenth less; with AMX, 1,499 as long, 7,499 a fourteenth less). A frame of a narrow
+    network takes as long as in bfloat16 (measured)."""
     least = 100 if not has_bfloat16() else 3000 if this_processor().tiles else 500
     return frames >= least and bytes_pay(decoder)
 

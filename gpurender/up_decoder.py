@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .jit import Processor, compiled, this_processor
 from .kernels.up import scratch_places, skip_scratch_places, write_skip, write_up
-from .kernels.up_weights import Levels, UpLevels, UpShape, fits, fits_tiles, packed, skip_stride, windows_in_bytes
+from .kernels.up_weights import Levels, UpLevels, UpShape, fits, fits_tiles, packed, skip_stride, window_bytes
 from .kernels.vectors import rounded_up
 from .network import FACE_SHAPE, Encoded
 from .openvino_graph import channels_last, in_bfloat16
@@ -48,7 +48,7 @@ def bytes_pay(decoder: openvino.Model) -> bool:
     """Whether the kernels compute the decoder's last blocks in bytes, depthwise convolutions included."""
     blocks = find_up_blocks(decoder.clone())
     shapes = shapes_of(blocks, "int8", torch.float32)
-    in_bytes = all(fits(shape) and windows_in_bytes(shape, shape.inner) for shape in shapes)
+    in_bytes = all(fits(shape) and window_bytes(shape, shape.inner) == 1 for shape in shapes)
     return bool(blocks) and in_bytes
 
 
@@ -81,9 +81,9 @@ def shapes_of(blocks: Sequence[UpBlock], precision: str, kept: torch.dtype) -> l
             seen_half=kept == torch.bfloat16 or (per_word == 2 and not block.face),
             half_out=next_one == 2,
             lanes=lanes,
-            tiles=processor.tiles and fits_tiles(block.width, block.below, len(weights.project), per_word),
+            tiles=False,
         )
-        shapes.append(shape)
+        shapes.append(shape._replace(tiles=processor.tiles and fits_tiles(shape)))
     return shapes
 
 

@@ -10,14 +10,14 @@ of which stays in the processor's second cache:
 
 The upsampling is linear, so y goes through its share of the first convolution before it, at a quarter of the pixels.
 Where the processor multiplies in tiles (AMX), 1×1 convolutions take less time than the rows around them do: there y is
-upsampled first, which is fewer channels, and what 3×3 windows see is float16 if it is not bytes. In the last block the
-skip is computed from the face as well (`stem`), the last convolution, to the picture, is multiplied with the one before
-it, and the sigmoid is taken. Arithmetic is float32 otherwise; what 1×1 convolutions multiply may be bfloat16, added up
-in float32, or bytes, added up in int32: of what goes in, unsigned ones (`Levels`). Skips become bytes by a function of
-their own (`write_skip`), once: the template alone is seen in them.
+upsampled first, which is fewer channels, and what 3×3 windows see is float16 where float32 would be. In the last block
+the skip is computed from the face as well (`stem`), the last convolution, to the picture, is multiplied with the one
+before it, and the sigmoid is taken. Arithmetic is float32 otherwise; what 1×1 convolutions multiply may be bfloat16,
+added up in float32, or bytes, added up in int32: of what goes in, unsigned ones (`Levels`). Skips become bytes by a
+function of their own (`write_skip`), once: the template alone is seen in them.
 
 A row of pixels lies in memory as y and skip do, pixel after pixel with its channels (N,H,W,C), or, inside, in blocks of
-as many channels as a vector has lanes, or bytes.
+as many channels as a vector has lanes, float16 or bytes.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from llvmlite import ir
 
 from .up_products import pixels_at_once
 from .up_rows import Rows, row_of_windows
-from .up_weights import PICTURE, UpShape, places_of, skip_stride, weight_places
+from .up_weights import PICTURE, UpShape, places_of, skip_stride, weight_places, y_channels
 from .vectors import FLOAT, INDEX, INTEGER, SHORT, Function, Offset, rounded_up, table
 
 
@@ -35,7 +35,7 @@ def scratch_places(shape: UpShape) -> tuple[dict[str, int], int]:
     """Where the rows lie that are computed on the way, and how much that is: words."""
     inner, out, inner2 = (rounded_up(channels, shape.lanes) for channels in (shape.inner, shape.out, shape.inner2))
     inner_row, inner2_row = (row_of_windows(shape, channels) for channels in (shape.inner, shape.inner2))
-    y_packed = shape.width * shape.below // shape.per_word if shape.tiles else 0
+    y_packed = shape.width * y_channels(shape) // shape.per_word if shape.tiles else 0
     if shape.per_word == 4 and not shape.tiles:
         y_packed = shape.width // 2 * shape.below_stride // 4
     places = {
@@ -65,7 +65,6 @@ class Block:
 
     Attributes:
         f: the function.
-        tables: `bilinear` of the width (`left`, `across`) and of the height (`top`, `down`).
     """
 
     def __init__(
@@ -80,14 +79,6 @@ class Block:
         self._shape = shape
         self._scratch = scratch
         self._weights, _ = weight_places(shape)
-        left, across = bilinear(shape.width)
-        top, down = bilinear(shape.height)
-        self.tables = {
-            "left": table(module, f"{name}_left", INTEGER, left),
-            "across": table(module, f"{name}_across", FLOAT, across),
-            "top": table(module, f"{name}_top", INTEGER, top),
-            "down": table(module, f"{name}_down", FLOAT, down),
-        }
 
     def weights(self, part: str) -> ir.Value:
         return self.f.at(self.f.arguments["weights"], self._weights[part])
@@ -193,7 +184,7 @@ def inner_from_product(
     between_rows = rows.between("between", half_size)
     of_skip = shape.skip, skip_stride(shape) // shape.per_word
     inner_row = rows.product("inner", width, [of_skip], inner, resized=True)
-    made = block.counter()
+    tables, made = resizing(f, shape), block.counter()
 
     def make_below(row: ir.Value) -> None:
         y_of_row = f.at(f.arguments["y"], (row, width // 2 * shape.below_stride))
@@ -203,14 +194,14 @@ def inner_from_product(
         f.call(below_row, y_of_row, *block.product_weights("below"), ring("below", row, half_size, 2))
 
     def make_inner(row: ir.Value) -> None:
-        above = f.load_index(block.tables["top"], row)
+        above = f.load_index(tables["top"], row)
         below = f.plus(above, 1)
         block.up_to(made, below, make_below)
         near = (ring("below", one, half_size, 2) for one in (above, below))
-        f.call(between_rows, *near, f.at(block.tables["down"], row), scratch("between"))
+        f.call(between_rows, *near, f.at(tables["down"], row), scratch("between"))
         f.call(
-            inner_row, skip_of(row), *block.product_weights("expand"), scratch("between"), block.tables["left"],
-            block.tables["across"], ring("inner", f.plus(row, 3), size),
+            inner_row, skip_of(row), *block.product_weights("expand"), scratch("between"), tables["left"],
+            tables["across"], ring("inner", f.plus(row, 3), size),
         )  # fmt: skip
 
     return make_inner
@@ -224,16 +215,20 @@ def inner_from_resized(
     inner = rounded_up(shape.inner, shape.lanes)
     size = row_of_windows(shape, inner)
     resized_row = rows.resized("resized")
-    of_y, of_skip = (shape.below, shape.below // shape.per_word), (shape.skip, skip_stride(shape) // shape.per_word)
+    of_y, of_skip = (
+        (channels, stride // shape.per_word)
+        for channels, stride in ((y_channels(shape), y_channels(shape)), (shape.skip, skip_stride(shape)))
+    )
     inner_row = rows.product("inner", shape.width, [of_y, of_skip], inner)
+    tables = resizing(f, shape)
 
     def make_inner(row: ir.Value) -> None:
-        above = f.load_index(block.tables["top"], row)
+        above = f.load_index(tables["top"], row)
         near = (
             f.at(f.arguments["y"], (one, shape.width // 2 * shape.below_stride)) for one in (above, f.plus(above, 1))
         )
         f.call(
-            resized_row, *near, f.at(block.tables["down"], row), block.tables["left"], block.tables["across"],
+            resized_row, *near, f.at(tables["down"], row), tables["left"], tables["across"],
             *([block.levels(0)] if shape.per_word == 4 else []), scratch("y packed"),
         )  # fmt: skip
         f.call(
@@ -299,6 +294,14 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
                 for channel in range(PICTURE):
                     f.call(sigmoid_row, f.at(written, (behind, width), channel * height * width))
     f.done()
+
+
+def resizing(f: Function, shape: UpShape) -> dict[str, ir.Value]:
+    """`bilinear` of the width (`left`, `across`) and of the height (`top`, `down`), as tables."""
+    left, across = bilinear(shape.width)
+    top, down = bilinear(shape.height)
+    parts = {"left": (INTEGER, left), "across": (FLOAT, across), "top": (INTEGER, top), "down": (FLOAT, down)}
+    return {key: table(f.module, f"{f.function.name}_{key}", *part) for key, part in parts.items()}
 
 
 def bilinear(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,13 @@ def pixels_at_once(shape: UpShape, width: int, vectors: int) -> int:
     return max(count for count in range(1, max(registers * 5 // 8 // vectors, 1) + 1) if width % count == 0)
 
 
+def products_of(
+    f: Function, shape: UpShape, pixels: int, vectors: int, words: Sequence[int]
+) -> "Products | TileProducts":
+    """How a function multiplies so many pixels and vectors at once; `words` of a pixel, in its calls of `add`."""
+    return TileProducts(f, shape, vectors, words) if shape.tiles else Products(f, shape, pixels, vectors)
+
+
 def in_tile(words: int) -> int:
     """How many of a pixel's words are multiplied at once: as many as the rows of a tile have, if that divides them."""
     return max(count for count in range(1, TILE + 1) if words % count == 0)
@@ -88,14 +95,11 @@ class Products:
         """At the function's end."""
 
 
-class TileProducts(Products):
-    """The same in tiles: 16 pixels of up to 16 words, by up to 16 words of a vector each."""
+class TileProducts:
+    """The same in tiles: 16 pixels of up to 16 words, by up to 16 words of a vector each. Sums begin with 0; what
+    `starts` gives is added when they are done. There are two kinds of `words` at most."""
 
     def __init__(self, f: Function, shape: UpShape, vectors: int, words: Sequence[int]) -> None:
-        """
-        Args:
-            words: of a pixel, in the calls of `add`: two numbers at most.
-        """
         self._f = f
         self._in_bytes = shape.per_word == 4
         self._per_word = shape.per_word

@@ -5,8 +5,8 @@ from functools import partial
 
 from llvmlite import ir
 
-from .up_products import Products, TileProducts, pixels_at_once
-from .up_weights import FLOAT16_MAX, PICTURE, UpShape, windows_in_bytes, windows_in_float16
+from .up_products import pixels_at_once, products_of
+from .up_weights import FLOAT16_MAX, PICTURE, UpShape, window_bytes, y_channels
 from .vectors import INDEX, Function, rounded_up
 
 ROWS = "above", "at", "below"
@@ -14,8 +14,7 @@ ROWS = "above", "at", "below"
 
 def row_of_windows(shape: UpShape, channels: int) -> int:
     """Words of a row that is convolved depthwise."""
-    bytes_each = 1 if windows_in_bytes(shape, channels) else 2 if windows_in_float16(shape, channels) else 4
-    return (shape.width + 2) * rounded_up(channels, shape.lanes) * bytes_each // 4
+    return (shape.width + 2) * rounded_up(channels, shape.lanes) * window_bytes(shape, channels) // 4
 
 
 class Rows:
@@ -58,8 +57,9 @@ class Rows:
         vectors = max(count for count in (4, 2, 1) if out // lanes % count == 0)
         pixels = pixels_at_once(self._shape, width, vectors)
         words = [-(-channels // self._shape.per_word) for channels, _ in given]
-        products = self._products(f, pixels, vectors, words)
+        products = products_of(f, self._shape, pixels, vectors, words)
         row_size = (width + 2 if relu else width) * lanes
+        of_window = window_bytes(self._shape, out) if relu else 4
         with f.loop(out // lanes, vectors) as block, f.strips(width, pixels) as x:
 
             def starts(p: int) -> Iterator[ir.Value]:
@@ -78,11 +78,11 @@ class Rows:
                 place = (block, lanes), sum(words[:i]) * out
                 products.add(f.arguments[names[i]], [(x, stride)], stride, channels, f.arguments["weights"], place, out)
             for p, of_pixel in enumerate(products.done(starts, (block, lanes))):
-                if relu and windows_in_bytes(self._shape, out):
+                if of_window == 1:
                     place = (block, row_size // 4), (x, lanes), (p + 1) * lanes
                     f.store_levels_together(of_pixel, f.arguments["out"], *place)
                     continue
-                if relu and windows_in_float16(self._shape, out):
+                if of_window == 2:
                     values = [f.clamped(total, 0.0, FLOAT16_MAX) for total in of_pixel]
                     for v, value in enumerate(values):
                         place = (block, row_size // 2), v // 2 * row_size, (x, lanes), (p + 1) * lanes
@@ -95,22 +95,17 @@ class Rows:
         products.end()
         return f.done()
 
-    def _products(self, f: Function, pixels: int, vectors: int, words: Sequence[int]) -> Products:
-        if self._shape.tiles:
-            return TileProducts(f, self._shape, vectors, words)
-        return Products(f, self._shape, pixels, vectors)
-
     def resized(self, name: str) -> ir.Function:
         """A row of y in the output's size, as it is multiplied: between two rows, and between their pixels."""
         f = self._function(name, ["a", "b", "down", "left", "across", *["levels"] * self._in_bytes, "out"])
         shape, lanes = self._shape, self._lanes
         load = f.load_half if shape.per_word == 2 else partial(f.load, aligned=False)
-        words, store = shape.below // shape.per_word, self._store(f)
+        channels, store = y_channels(shape), self._store(f)
         down = f.splat(f.load_word(f.arguments["down"]))
         with f.loop(shape.width) as x:
             left = f.load_index(f.arguments["left"], x)
             part = f.splat(f.load_word(f.arguments["across"], x))
-            for channel in range(0, shape.below, lanes):
+            for channel in range(0, channels, lanes):
                 vector = channel // 2 if shape.per_word == 2 else channel
                 rows = []
                 for row in "ab":
@@ -121,7 +116,7 @@ class Rows:
                 if self._in_bytes:
                     step, zero = (f.splat(f.load_word(f.arguments["levels"], i)) for i in range(2))
                     value = f.multiply_add(value, step, zero)
-                store(value, f.arguments["out"], (x, words), channel // shape.per_word)
+                store(value, f.arguments["out"], (x, channels // shape.per_word), channel // shape.per_word)
         return f.done()
 
     def to_bytes(self, name: str, size: int, half: bool = False) -> ir.Function:
@@ -247,10 +242,10 @@ class Rows:
         pixels = pixels_at_once(shape, shape.width, out // lanes)
         of_block = pixels * lanes // words
         store = self._store(f)
-        in_float16 = windows_in_float16(shape, inner)
-        together = 4 if windows_in_bytes(shape, inner) else 2 if in_float16 else 1  # blocks
+        of_window = window_bytes(shape, inner)
+        together = 4 // of_window  # blocks
         of_block *= together
-        products = self._products(f, pixels, out // lanes, [together * lanes // words])
+        products = products_of(f, shape, pixels, out // lanes, [together * lanes // words])
         with f.strips(shape.width, pixels) as x:
 
             def starts(p: int) -> Iterator[ir.Value]:
@@ -262,10 +257,10 @@ class Rows:
                     yield start
 
             with f.loop(inner // lanes // together) as block:
-                if together == 4:
+                if of_window == 1:
                     self._depthwise_of_bytes(f, block, x, pixels, of_block)
                     values = []
-                elif in_float16:
+                elif of_window == 2:
                     values = self._depthwise_in_float16(f, block, x, pixels)
                 else:
                     values = [[value] for value in self._depthwise(f, block, x, pixels)]

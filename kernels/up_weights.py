@@ -16,7 +16,7 @@ class UpShape(NamedTuple):
     Attributes:
         height, width: of the output, even; the picture's width is a multiple of lanes.
         below: channels of y.
-        below_stride: words from one pixel of y to the next.
+        below_stride: words from one pixel of y to the next; what is beyond its channels is 0.
         face: channels of the face, if the skip is computed from it; else 0.
         skip: channels of the skip.
         inner, out, inner2: of x's inner tensor, x, and the output's inner tensor.
@@ -25,7 +25,7 @@ class UpShape(NamedTuple):
         seen_half: whether the face, or the skip, is bfloat16; the skip is if products are of bfloat16.
         half_out: whether the output is bfloat16.
         lanes: float32 values in a vector of this processor.
-        tiles: whether matrices are multiplied as tiles (AMX): not of float32, and of rows of 32 pixels at least.
+        tiles: whether matrices are multiplied as tiles (AMX), see `fits_tiles`.
     """
 
     height: int
@@ -54,10 +54,17 @@ def fits(shape: UpShape) -> bool:
     return shape.per_word == 1 or not (shape.below_stride % 4 or skip % 4 or any(words % shape.lanes for words in rows))
 
 
-def fits_tiles(width: int, below: int, out: int, per_word: int) -> bool:
-    """Whether tiles of 16 pixels suit a block: there are such of two bytes or one, a row has as many, y's channels are
-    whole vectors, and sums of all channels of a pixel are as many tiles as there are besides two."""
-    return per_word > 1 and width >= 16 and below % 16 == 0 and out <= 6 * 16
+def fits_tiles(shape: UpShape) -> bool:
+    """Whether tiles of 16 pixels suit a block: there are such of two bytes and of one, a row has as many, y's channels
+    are whole vectors or followed by zeros, and sums of a pixel are no more tiles than there are besides two."""
+    stride = shape.below_stride * (2 if shape.per_word == 2 else 1)
+    whole = stride >= rounded_up(shape.below, shape.lanes)
+    return shape.per_word > 1 and shape.width >= 16 and whole and shape.out <= 6 * 16
+
+
+def y_channels(shape: UpShape) -> int:
+    """Channels of y as it is multiplied."""
+    return rounded_up(shape.below, shape.lanes) if shape.tiles else shape.below
 
 
 def skip_stride(shape: UpShape) -> int:
@@ -66,10 +73,11 @@ def skip_stride(shape: UpShape) -> int:
 
 
 class Levels(NamedTuple):
-    """Numbers as bytes: each is (byte - zero) · step. Affine quantisation, as ONNX's QuantizeLinear has it."""
+    """Numbers as bytes: each is (byte - zero) · step, which may be arrays, for each channel. Affine quantisation, as
+    ONNX's QuantizeLinear has it."""
 
-    step: float
-    zero: int
+    step: float | np.ndarray
+    zero: int | np.ndarray
 
     @classmethod
     def between(cls, low: float, high: float) -> "Levels":
@@ -122,25 +130,25 @@ def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None = None) -
     last, stem = weights.last, weights.stem
     if last is not None:
         project2, bias2 = last[0] @ project2, last[0] @ bias2 + last[1]
-    narrow, narrow2 = (windows_in_float16(shape, channels) for channels in (shape.inner, shape.inner2))
-    given = inner if levels is not None and windows_in_bytes(shape, shape.inner) else None
-    given2 = inner2 if levels is not None and windows_in_bytes(shape, shape.inner2) else None
+    of_window, of_window2 = (window_bytes(shape, channels) for channels in (shape.inner, shape.inner2))
+    given = inner if of_window == 1 else None
+    given2 = inner2 if of_window2 == 1 else None
     parts = {
         **expand_parts(weights, shape, y, skip, given),
-        "depthwise": depthwise_weights(weights.depthwise, weights.depthwise_bias, shape, given, filtered, narrow),
-        **product_parts("project", weights.project, weights.project_bias, shape, *of_bytes(filtered), by_lanes=True),
-        **product_parts(
-            "expand2", weights.expand2, weights.expand2_bias, shape, *of_bytes(x), gives=given2, rounds=True
+        "depthwise": depthwise_weights(weights.depthwise, weights.depthwise_bias, shape, of_window, given, filtered),
+        **product_parts("project", weights.project, weights.project_bias, shape, filtered, by_lanes=True),
+        **product_parts("expand2", weights.expand2, weights.expand2_bias, shape, x, gives=given2, rounds=True),
+        "depthwise2": depthwise_weights(
+            weights.depthwise2, weights.depthwise2_bias, shape, of_window2, given2, filtered2
         ),
-        "depthwise2": depthwise_weights(weights.depthwise2, weights.depthwise2_bias, shape, given2, filtered2, narrow2),
-        **product_parts("project2", project2, bias2, shape, *of_bytes(filtered2), by_lanes=True),
+        **product_parts("project2", project2, bias2, shape, filtered2, by_lanes=True),
     }
     if last is not None:
         parts["last"] = words_of(padded(last[0], shape).T, 1)
     if stem is not None:
         parts["stem"] = words_of(padded(stem[0], shape).T, 1)
         parts["stem bias"] = padded(stem[1], shape)
-        parts["stem depthwise"] = depthwise_weights(*stem[2:], shape, None, skip)
+        parts["stem depthwise"] = depthwise_weights(*stem[2:], shape, 4, None, skip)
     if levels is not None:
         parts["levels"] = np.array([(1 / of.step, of.zero + 0.5) for of in (levels.y, levels.skip, levels.x)])
     places, size = weight_places(shape)
@@ -155,17 +163,17 @@ def expand_parts(
     weights: UpWeights, shape: UpShape, y: Levels | None, skip: Levels | None, gives: Levels | None
 ) -> dict[str, np.ndarray]:
     """What the first 1×1 convolution is given: y's share and the skip's, or in tiles both as one."""
-    if shape.tiles:
-        steps = zeros = None
-        if y is not None and skip is not None:
-            counts = [shape.below, shape.skip]
-            steps, zeros = np.repeat([y.step, skip.step], counts), np.repeat([y.zero, skip.zero], counts)
-        return product_parts(
-            "expand", weights.expand, weights.expand_bias, shape, steps, zeros, gives=gives, rounds=True
-        )
     of_y, of_skip = weights.expand[:, : shape.below], weights.expand[:, shape.below :]
-    below = product_parts("below", of_y, np.zeros(len(of_y)), shape, *of_bytes(y), gives=gives)
-    expand = product_parts("expand", of_skip, weights.expand_bias, shape, *of_bytes(skip), gives=gives, rounds=True)
+    if shape.tiles:
+        more = y_channels(shape) - shape.below
+        both = np.concatenate([np.pad(of_y, [(0, 0), (0, more)]), of_skip], 1)
+        levels = None
+        if y is not None and skip is not None:
+            of_channels = zip(y, skip, strict=True)
+            levels = Levels(*(np.repeat(pair, [shape.below + more, shape.skip]) for pair in of_channels))
+        return product_parts("expand", both, weights.expand_bias, shape, levels, gives=gives, rounds=True)
+    below = product_parts("below", of_y, np.zeros(len(of_y)), shape, y, gives=gives)
+    expand = product_parts("expand", of_skip, weights.expand_bias, shape, skip, gives=gives, rounds=True)
     below["below bias"] += expand.pop("expand bias")  # resizing leaves it as it is
     return below | expand
 
@@ -175,22 +183,20 @@ def product_parts(
     weights: np.ndarray,
     bias: np.ndarray,
     shape: UpShape,
-    step: float | np.ndarray | None,
-    zero: float | np.ndarray | None,
+    levels: Levels | None,
     by_lanes: bool = False,
     gives: Levels | None = None,
     rounds: bool = False,
 ) -> dict[str, np.ndarray]:
     """What a 1×1 convolution (out,in) is given; `by_lanes`: in is rounded up to lanes.
 
-    In bytes, whose levels have these steps and zeros, of all channels or (in,) of each, sums of products are multiplied
-    with `scale`, and the bias makes up for the zeros. With `gives`, the results are levels, which with `rounds` are yet
-    to be cut off behind the point, and woven.
+    In bytes, sums of products are multiplied with `scale`, and the bias makes up for the levels' zero. With `gives`,
+    the results are levels, which with `rounds` are yet to be cut off behind the point, and woven.
     """
     scale = None
-    if step is not None and zero is not None:
-        weights, scale = whole_weights(weights * step)
-        bias = bias - scale * (weights * zero).sum(1)
+    if levels is not None:
+        weights, scale = whole_weights(weights * levels.step)
+        bias = bias - scale * (weights * levels.zero).sum(1)
         if gives is not None:
             scale, bias = scale / gives.step, bias / gives.step + 0.5 * rounds
     parts = {name: padded(weights, shape), f"{name} bias": padded(bias, shape)}
@@ -200,10 +206,6 @@ def product_parts(
         parts = {key: part[woven(len(part), shape)] for key, part in parts.items()}
     rows = padded(parts[name].T, shape, shape.lanes if by_lanes else shape.per_word)
     return parts | {name: words_of(rows, shape.per_word)}
-
-
-def of_bytes(levels: Levels | None) -> tuple[float | None, float | None]:
-    return (levels.step, levels.zero) if levels is not None else (None, None)
 
 
 def whole_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -221,16 +223,17 @@ def woven(channels: int, shape: UpShape) -> np.ndarray:
     return order.transpose(0, 2, 1, 3).ravel()
 
 
-def windows_in_bytes(shape: UpShape, channels: int) -> bool:
-    """Whether a depthwise convolution of these is of bytes: as many at once as a vector has."""
-    return shape.per_word == 4 and rounded_up(channels, shape.lanes) % (4 * shape.lanes) == 0
+def window_bytes(shape: UpShape, channels: int) -> int:
+    """Of a number that a depthwise convolution of these channels multiplies: 1 a byte, 2 float16, 4 float32; the
+    smaller ones, if there are as many channels as vectors have of them at once.
 
-
-def windows_in_float16(shape: UpShape, channels: int) -> bool:
-    """Whether a depthwise convolution of these is of float16: as many at once as a vector has. It is finer than
-    bfloat16; what is beyond its largest number becomes that (`FLOAT16_MAX`)."""
-    channels = rounded_up(channels, shape.lanes)
-    return shape.tiles and channels % (2 * shape.lanes) == 0 and not windows_in_bytes(shape, channels)
+    float16 is finer than bfloat16; what is beyond its largest number, sums on the way included, becomes that
+    (`FLOAT16_MAX`).
+    """
+    vectors = rounded_up(channels, shape.lanes) // shape.lanes
+    if shape.per_word == 4 and vectors % 4 == 0:
+        return 1
+    return 2 if shape.tiles and vectors % 2 == 0 else 4
 
 
 def padded(channels: np.ndarray, shape: UpShape, step: int | None = None) -> np.ndarray:
@@ -258,15 +261,15 @@ def depthwise_weights(
     kernels: np.ndarray,
     bias: np.ndarray,
     shape: UpShape,
+    of_window: int,
     levels: Levels | None,
     gives: Levels | None,
-    in_float16: bool = False,
 ) -> np.ndarray:
     """Blocks of lanes, or of twice as many in float16, each nine weights and the bias; with `gives` such that the
     results are levels, yet to be cut off behind the point.
 
-    With `levels` of what goes in, blocks of four times as many channels, woven: a word for each column of a kernel,
-    scales and biases.
+    In bytes, with `levels` of what goes in, blocks of four times as many channels, woven: a word for each column of a
+    kernel, scales and biases. `of_window`: see `window_bytes`.
     """
     if gives is not None:
         bias = bias / gives.step + 0.5
@@ -274,11 +277,10 @@ def depthwise_weights(
     if levels is None or gives is None:
         kernels = kernels / gives.step if gives is not None else kernels
         columns = np.concatenate([kernels.reshape(-1, 9), bias[:, None]], 1)
-        if in_float16:
-            narrow = np.clip(columns, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
-            blocks = narrow.reshape(-1, 2 * shape.lanes, 10).transpose(0, 2, 1)
-            return np.ascontiguousarray(blocks).view(np.float32)
-        return columns.reshape(-1, shape.lanes, 10).transpose(0, 2, 1)
+        if of_window == 2:
+            columns = np.clip(columns, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+        blocks = columns.reshape(-1, 4 * shape.lanes // of_window, 10).transpose(0, 2, 1)
+        return np.ascontiguousarray(blocks).view(np.float32)
     kernels, steps = whole_weights(kernels)
     scales = steps * levels.step / gives.step
     columns = np.zeros((len(kernels), 3, 4), np.int8)
@@ -294,7 +296,7 @@ def weight_sizes(shape: UpShape) -> dict[str, int]:
     last = last if shape.picture else out
     of_products = {
         **({} if shape.tiles else {"below": (shape.below, inner)}),
-        "expand": (shape.below + shape.skip if shape.tiles else shape.skip, inner),
+        "expand": (y_channels(shape) + shape.skip if shape.tiles else shape.skip, inner),
         "project": (inner, out),
         "expand2": (shape.out, inner2),
         "project2": (inner2, last),
@@ -307,8 +309,7 @@ def weight_sizes(shape: UpShape) -> dict[str, int]:
         if shape.per_word == 4:
             sizes[f"{name} scale"] = into
     for name, channels in (("depthwise", inner), ("depthwise2", inner2)):
-        narrow = windows_in_bytes(shape, channels) or windows_in_float16(shape, channels)
-        sizes[name] = (5 if narrow else 10) * channels
+        sizes[name] = (10 if window_bytes(shape, channels) == 4 else 5) * channels
     if shape.picture:
         sizes["last"] = shape.out * last
     if shape.face:

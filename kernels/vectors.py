@@ -1,6 +1,6 @@
 """What kernels for processors are written with: functions of vectors and loops, compiled by LLVM.
 
-Memory is counted in words of 4 bytes, one float32, two bfloat16 or four bytes, unless it says otherwise.
+Memory is counted in words of 4 bytes, one float32, two bfloat16 or float16, or four bytes, unless it says otherwise.
 """
 
 from collections.abc import Iterator, Sequence

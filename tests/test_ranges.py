@@ -16,12 +16,12 @@ from gpurender import load_audio_engine, load_engine, load_features, load_unet, 
 from gpurender.crop import crop_and_mask
 from gpurender.engine import LEAST_INT8_DB, Probe, least_psnr
 from gpurender.errors import DeviceError, InputError
-from gpurender.export import example_input
+from gpurender.export import cached_onnx, example_input
 from gpurender.find import BUNDLED
 from gpurender.jit import this_processor
 from gpurender.network import Mode
-from gpurender.openvino_engine import OpenVinoEngine
-from gpurender.openvino_network import make_ready
+from gpurender.openvino_engine import OpenVinoEngine, int8_pays
+from gpurender.openvino_network import cached_network, make_ready
 from gpurender.openvino_requests import has_bfloat16
 from gpurender.ranges import MARGIN, in_bytes, measured_ranges
 from gpurender.render import probe_inputs
@@ -129,6 +129,19 @@ def test_int8_draws_frames_that_it_has_not_seen(wide: Path, probe: Probe) -> Non
     faces = crop_and_mask(template.frames(shown)[0], template.rects[shown])[1]
     audio = probe.audio[torch.arange(len(shown)) % len(probe.audio)]
     assert least_psnr(predict(engine, faces, audio), predict(exact, faces, audio)) > 43  # 46.5 measured
+
+
+@pytest.mark.usefixtures("_bytes")
+@pytest.mark.parametrize(("half", "tiles", "least"), [(False, False, 100), (True, False, 500), (True, True, 3000)])
+def test_int8_is_tried_where_it_saves_more_than_it_costs(
+    wide: Path, half: bool, tiles: bool, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = this_processor()
+    decoder = cached_network(cached_onnx(wide, None, print), None).decoder
+    monkeypatch.setattr(openvino_engine, "this_processor", lambda: here._replace(tiles=tiles))
+    monkeypatch.setattr(openvino_engine, "has_bfloat16", lambda: half)
+    assert int8_pays(decoder, least)
+    assert not int8_pays(decoder, least - 1)
 
 
 @pytest.mark.usefixtures("_bytes")

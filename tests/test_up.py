@@ -28,9 +28,7 @@ from gpurender.kernels.up_weights import (
     nearest_bfloat16,
     packed,
     skip_stride,
-    whole_weights,
-    windows_in_bytes,
-    windows_in_float16,
+    window_bytes,
 )
 from gpurender.kernels.vectors import rounded_up
 from gpurender.openvino_engine import OpenVinoEngine
@@ -83,22 +81,26 @@ def expected_of(
     if network.stem:
         seen = convolved(convolved(seen, *network.stem[:2]).relu(), *network.stem[2:]).relu()
     of_y, of_skip, of_inner, of_filtered, of_x, of_inner2, of_filtered2 = levels or [None] * 7
-    if not windows_in_bytes(shape, shape.inner):
+    if window_bytes(shape, shape.inner) != 1:
         of_inner = None
-    if not windows_in_bytes(shape, shape.inner2):
+    if window_bytes(shape, shape.inner2) != 1:
         of_inner2 = None
     y = y.permute(2, 0, 1)[None].to(kind)
     doubled = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)  # noqa: E731
     of_y_alone, of_skip_alone = network.expand[:, : shape.below], network.expand[:, shape.below :]
     if shape.tiles:  # y is resized before it is multiplied, and both shares are one product
-        both, weights = torch.cat([doubled(y), seen], 1), network.expand
+        parts, weights = [doubled(y), seen], torch.tensor(network.expand).to(kind)
         if of_y is not None and of_skip is not None:
-            parts = zip(both.split([shape.below, shape.skip], 1), (of_y, of_skip), strict=True)
-            rounded = [torch.fake_quantize_per_tensor_affine(x.float(), of.step, of.zero, 0, 255) for x, of in parts]
-            each = np.repeat([of_y.step, of_skip.step], [shape.below, shape.skip])
-            whole, steps = whole_weights(weights * each)
-            both, weights = torch.cat(rounded, 1).to(kind), whole * steps[:, None] / each
-        inner = convolved(both, weights, network.expand_bias)
+            parts = [
+                torch.fake_quantize_per_tensor_affine(x.float(), of.step, of.zero, 0, 255).to(kind)
+                for x, of in zip(parts, (of_y, of_skip), strict=True)
+            ]
+            each = torch.tensor([of_y.step] * shape.below + [of_skip.step] * shape.skip)
+            scaled = weights.float() * each
+            steps, none = scaled.abs().amax(1) / 127, torch.zeros(len(weights), dtype=torch.int32)
+            scaled = torch.fake_quantize_per_channel_affine(scaled, steps, none, 0, -127, 127)
+            weights = (scaled / each).to(kind)
+        inner = F.conv2d(torch.cat(parts, 1), weights[:, :, None, None], torch.tensor(network.expand_bias).to(kind))
     else:
         none = np.zeros(shape.inner, np.float32)
         larger = doubled(convolved(y, of_y_alone, none, of_y))
@@ -172,18 +174,20 @@ def check(shape: UpShape) -> None:
         y = y.bfloat16()
     if shape.seen_half:
         seen = seen.bfloat16()
+    stride = shape.below_stride * (2 if shape.per_word == 2 else 1)
+    beyond = lambda y: F.pad(y, (0, stride - shape.below))  # noqa: E731
     exact = expected_of(shape, network, y, seen, torch.float64)
     least = torch.finfo(torch.bfloat16 if shape.half_out else torch.float32).eps * exact.abs().max()
     if shape.per_word == 4:
         levels = levels_of(shape)
-        found = drawn_by_kernel(shape, network, y, seen, levels=levels).double()
+        found = drawn_by_kernel(shape, network, beyond(y), seen, levels=levels).double()
         of_torch = expected_of(shape, network, y, seen, torch.float64, levels)
         # float32 may fall on the other side where a level ends, here and there; float16 is itself rounded
-        part = 0.1 if any(windows_in_float16(shape, size) for size in (shape.inner, shape.inner2)) else 0.05
+        part = 0.1 if any(window_bytes(shape, size) == 2 for size in (shape.inner, shape.inner2)) else 0.05
         assert (found - of_torch).abs().mean() <= part * (of_torch - exact).abs().mean() + least
         assert (found - exact).abs().max() <= 1.5 * (of_torch - exact).abs().max() + least
         return
-    found = drawn_by_kernel(shape, network, y, seen).double()
+    found = drawn_by_kernel(shape, network, beyond(y), seen).double()
     kind = torch.bfloat16 if shape.per_word == 2 else torch.float32
     of_torch = (expected_of(shape, network, y, seen, kind) - exact).abs()
     error = (found - exact).abs()
@@ -201,29 +205,35 @@ def levels_of(shape: UpShape) -> UpLevels:
 def shape_of(processor: Processor, **given: Any) -> UpShape:
     per_word = given.get("per_word", 1)
     half = per_word == 2
-    below = given["below"]
+    stride = rounded_up(given["below"], processor.lanes) if given.pop("whole", False) else given["below"]
     usual: dict[str, Any] = {
         "per_word": 1,
+        "below_stride": stride // (2 if half else 1),
         "seen_half": half,
         "half_out": half,
         "lanes": processor.lanes,
-        "tiles": processor.tiles and fits_tiles(given["width"], below, given["out"], per_word),
+        "tiles": False,
     }
-    shape = UpShape(**{**usual, "below_stride": below // (2 if half else 1), **given})
-    return shape._replace(half_out=shape.half_out and not shape.picture)
+    shape = UpShape(**{**usual, **given})
+    shape = shape._replace(half_out=shape.half_out and not shape.picture)
+    return shape._replace(tiles=processor.tiles and fits_tiles(shape))
 
 
 LAST = {"below": 32, "face": 6, "skip": 12, "inner": 128, "out": 16, "inner2": 32, "picture": True}
 FIRST = {"below": 64, "face": 0, "skip": 64, "inner": 256, "out": 32, "inner2": 64, "picture": False}
+AVATARS = {"below": 8, "face": 6, "skip": 8, "inner": 48, "out": 8, "inner2": 16, "picture": True, "whole": True}
+ODD = {"below": 16, "face": 0, "skip": 36, "inner": 48, "out": 96, "inner2": 80, "picture": False}  # 9 words of bytes
 NARROW = {"below": 10, "face": 0, "skip": 6, "inner": 20, "out": 6, "inner2": 18, "picture": True}
 
 
-@pytest.mark.parametrize("channels", [LAST, FIRST, NARROW])
+@pytest.mark.parametrize("channels", [LAST, FIRST, AVATARS, ODD, NARROW])
 @pytest.mark.parametrize(("height", "width"), [(8, 48), (14, 22), (6, 80), (4, 4)])
 def test_a_block_is_computed(processor: Processor, height: int, width: int, channels: dict[str, Any]) -> None:
     width = rounded_up(width, processor.lanes) if channels["picture"] else width
     for per_word in per_words(processor):
         shape = shape_of(processor, height=height, width=width, per_word=per_word, **channels)
+        wide = channels is not NARROW and per_word > 1 and width >= 16
+        assert shape.tiles == (processor.tiles and wide)
         if fits(shape):
             check(shape)
 
@@ -249,6 +259,7 @@ def test_blocks_of_any_width(data: st.DataObject) -> None:
         height=2 * data.draw(st.integers(2, 6), "half the height"),
         width=times * data.draw(st.integers(1 if times > 2 else 2, 52 // times + 1), "width"),
         below=data.draw(channels(40), "below"),
+        whole=data.draw(st.booleans(), "y in whole vectors"),
         face=face,
         skip=data.draw(channels(40), "skip"),
         inner=data.draw(st.integers(1, 70), "inner"),
@@ -273,14 +284,25 @@ def test_sigmoid_where_it_saturates(processor: Processor) -> None:
 
 
 def test_what_is_not_a_number_shows(processor: Processor) -> None:
-    """In the picture around it, and nowhere else."""
-    for broken in (torch.nan, torch.inf):
-        shape = shape_of(processor, height=16, width=16, **LAST)
-        y, face = torch.zeros(8, 8, 32), torch.zeros(6, 16, 16)
-        y[0, 0, 3] = broken
-        found = drawn_by_kernel(shape, network_of(shape), y, face, finite=False)
-        assert found[:, 0, 0].isnan().all()
-        assert found[:, 8:, 8:].isfinite().all()
+    """In the picture around it, and nowhere else. Where windows are float16, infinity becomes its largest number."""
+    for per_word in [1, *[2] * processor.half]:
+        shape = shape_of(processor, height=16, width=16, per_word=per_word, **LAST)
+        for broken in [torch.nan, *[torch.inf] * (not shape.tiles)]:
+            y, face = torch.zeros(8, 8, 32), torch.zeros(6, 16, 16)
+            y[0, 0, 3] = broken
+            found = drawn_by_kernel(shape, network_of(shape), y, face, finite=False)
+            assert found[:, 0, 0].isnan().all()
+            assert found[:, 8:, 8:].isfinite().all()
+
+
+def test_what_float16_cannot_hold_is_its_largest_number() -> None:
+    processor = this_processor()
+    if not processor.tiles:
+        pytest.skip("this processor does not multiply matrices (AMX): NO TILE IS MULTIPLIED HERE")
+    shape = shape_of(processor, height=8, width=32, per_word=2, **FIRST)
+    y, skip = torch.randn(4, 16, 64), torch.zeros(8, 32, 64)
+    y[1, 4] *= 1e6
+    assert drawn_by_kernel(shape, network_of(shape), y, skip).isfinite().all()
 
 
 def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
@@ -345,6 +367,8 @@ def test_the_second_half_draws_what_openvino_draws(
     for precision in ("fp32", *["bf16", "mixed"] * processor.half, *["int8"] * processor.bytes):
         fast, whole = engines(network, precision, monkeypatch, ranges if precision == "int8" else None)
         assert isinstance(fast._decoder, UpDecoder)
+        tiled = [kernel._shape.tiles for kernel in fast._decoder._kernels]
+        assert any(tiled) == (processor.tiles and precision != "fp32")
         assert not isinstance(whole._decoder, UpDecoder)
         ours, theirs = (predict(engine, *inputs) for engine in (fast, whole))
         if precision == "fp32":
