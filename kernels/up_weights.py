@@ -73,11 +73,10 @@ def skip_stride(shape: UpShape) -> int:
 
 
 class Levels(NamedTuple):
-    """Numbers as bytes: each is (byte - zero) · step, which may be arrays, for each channel. Affine quantisation, as
-    ONNX's QuantizeLinear has it."""
+    """Numbers as bytes: each is (byte - zero) · step. Affine quantisation, as ONNX's QuantizeLinear has it."""
 
-    step: float | np.ndarray
-    zero: int | np.ndarray
+    step: float
+    zero: int
 
     @classmethod
     def between(cls, low: float, high: float) -> "Levels":
@@ -85,6 +84,13 @@ class Levels(NamedTuple):
         low, high = min(low, 0.0), max(high, 0.0)
         step = (high - low) / 255 or 1.0
         return cls(step, round(-low / step))
+
+
+class ChannelLevels(NamedTuple):
+    """Levels of each channel, (channels,)."""
+
+    step: np.ndarray
+    zero: np.ndarray
 
 
 class UpLevels(NamedTuple):
@@ -170,7 +176,7 @@ def expand_parts(
         levels = None
         if y is not None and skip is not None:
             of_channels = zip(y, skip, strict=True)
-            levels = Levels(*(np.repeat(pair, [shape.below + more, shape.skip]) for pair in of_channels))
+            levels = ChannelLevels(*(np.repeat(pair, [shape.below + more, shape.skip]) for pair in of_channels))
         return product_parts("expand", both, weights.expand_bias, shape, levels, gives=gives, rounds=True)
     below = product_parts("below", of_y, np.zeros(len(of_y)), shape, y, gives=gives)
     expand = product_parts("expand", of_skip, weights.expand_bias, shape, skip, gives=gives, rounds=True)
@@ -183,7 +189,7 @@ def product_parts(
     weights: np.ndarray,
     bias: np.ndarray,
     shape: UpShape,
-    levels: Levels | None,
+    levels: Levels | ChannelLevels | None,
     by_lanes: bool = False,
     gives: Levels | None = None,
     rounds: bool = False,
