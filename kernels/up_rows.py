@@ -157,32 +157,22 @@ class Rows:
         """Of what is multiplied next."""
         return {1: f.store, 2: f.store_half, 4: f.store_levels}[self._shape.per_word]
 
-    def _depthwise(self, f: Function, block: ir.Value, x: ir.Value, pixels: int) -> list[ir.Value]:
-        """3×3 windows of three rows, weighed and added up, bias and ReLU: a vector for each pixel."""
+    def _depthwise(
+        self, f: Function, block: ir.Value, x: ir.Value, pixels: int, in_float16: bool = False
+    ) -> list[list[ir.Value]]:
+        """3×3 windows of three rows, weighed and added up, bias and ReLU: for each pixel a vector, or in float16 two,
+        of twice as many channels."""
         lanes, row_size = self._lanes, (self._shape.width + 2) * self._lanes
-        weights = [f.load(f.arguments["depthwise"], (block, 10 * lanes), i * lanes) for i in range(10)]
+        load, add = (f.load_float16, f.multiply_add_float16) if in_float16 else (f.load, f.multiply_add)
+        weights = [load(f.arguments["depthwise"], (block, 10 * lanes), i * lanes) for i in range(10)]
         found = []
         for p in range(pixels):
             total = weights[9]
             for i, row in enumerate(ROWS):
                 for j in range(3):
-                    near = f.load(f.arguments[row], (block, row_size), (x, lanes), (p + j) * lanes)
-                    total = f.multiply_add(near, weights[3 * i + j], total)
-            found.append(f.relu(total))
-        return found
-
-    def _depthwise_in_float16(self, f: Function, group: ir.Value, x: ir.Value, pixels: int) -> list[list[ir.Value]]:
-        """The same in float16, of twice as many channels: two vectors for each pixel."""
-        lanes, row_size = self._lanes, (self._shape.width + 2) * self._lanes
-        weights = [f.load_float16(f.arguments["depthwise"], (group, 10 * lanes), i * lanes) for i in range(10)]
-        found = []
-        for p in range(pixels):
-            total = weights[9]
-            for i, row in enumerate(ROWS):
-                for j in range(3):
-                    near = f.load_float16(f.arguments[row], (group, row_size), (x, lanes), (p + j) * lanes)
-                    total = f.multiply_add_float16(near, weights[3 * i + j], total)
-            found.append(f.from_float16(f.clamped(total, 0.0, FLOAT16_MAX)))
+                    near = load(f.arguments[row], (block, row_size), (x, lanes), (p + j) * lanes)
+                    total = add(near, weights[3 * i + j], total)
+            found.append(f.from_float16(f.clamped(total, 0.0, FLOAT16_MAX)) if in_float16 else [f.relu(total)])
         return found
 
     def _depthwise_of_bytes(self, f: Function, group: ir.Value, x: ir.Value, pixels: int, of_group: int) -> None:
@@ -221,7 +211,7 @@ class Rows:
         pixels = pixels_at_once(self._shape, self._shape.width, 2)
         store, words = self._store(f), self._shape.per_word
         with f.loop(channels // lanes) as block, f.strips(self._shape.width, pixels) as x:
-            for p, value in enumerate(self._depthwise(f, block, x, pixels)):
+            for p, (value,) in enumerate(self._depthwise(f, block, x, pixels)):
                 place = (x, channels // words), p * channels // words, (block, lanes // words)
                 store(value, f.arguments["out"], *place)
         return f.done()
@@ -257,13 +247,11 @@ class Rows:
                     yield start
 
             with f.loop(inner // lanes // together) as block:
+                values = []
                 if of_window == 1:
                     self._depthwise_of_bytes(f, block, x, pixels, of_block)
-                    values = []
-                elif of_window == 2:
-                    values = self._depthwise_in_float16(f, block, x, pixels)
                 else:
-                    values = [[value] for value in self._depthwise(f, block, x, pixels)]
+                    values = self._depthwise(f, block, x, pixels, in_float16=of_window == 2)
                 for p, of_pixel in enumerate(values):
                     for v, value in enumerate(of_pixel):
                         place = (block, of_block), (together * p + v) * lanes // words
