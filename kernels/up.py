@@ -35,18 +35,19 @@ def scratch_places(shape: UpShape) -> tuple[dict[str, int], int]:
     """Where the rows lie that are computed on the way, and how much that is: words."""
     inner, out, inner2 = (rounded_up(channels, shape.lanes) for channels in (shape.inner, shape.out, shape.inner2))
     inner_row, inner2_row = (row_of_windows(shape, channels) for channels in (shape.inner, shape.inner2))
-    y_packed = shape.width * y_channels(shape) // shape.per_word if shape.tiles else 0
-    if shape.per_word == 4 and not shape.tiles:
-        y_packed = shape.width // 2 * shape.below_stride // 4
+    if shape.tiles:
+        of_y = {"y packed": shape.width * y_channels(shape) // shape.per_word}
+    else:
+        of_y = {"below": shape.width * inner, "between": shape.width // 2 * inner}
+        if shape.per_word == 4:
+            of_y["y packed"] = shape.width // 2 * shape.below_stride // 4
     places = {
+        **of_y,
         "zeros": (shape.width + 2) * max(inner, inner2),
         "inner": 3 * inner_row,
-        "below": 0 if shape.tiles else shape.width * inner,
-        "between": 0 if shape.tiles else shape.width // 2 * inner,
         "x": 3 * shape.width * out,
         "x packed": shape.width * out // shape.per_word,
         "inner2": 3 * inner2_row,
-        "y packed": y_packed,
         "tile": pixels_at_once(shape, shape.width, 1) * max(inner, inner2),
     }
     if shape.face and shape.per_word != 4:

@@ -85,8 +85,7 @@ class Function:
             if not width % pixels:
                 yield first
                 return
-            last = INDEX(width - pixels)
-            yield self.builder.select(self.builder.icmp_signed("<", first, last), first, last)
+            yield self.least(first, INDEX(width - pixels))
 
     @contextmanager
     def vectors(self, count: ir.Value, vectors: int = 1) -> Iterator[ir.Value]:
@@ -94,8 +93,7 @@ class Function:
         are as many at least."""
         lanes = vectors * self.lanes
         with self.loop(count, lanes) as first:
-            last = self.builder.sub(count, INDEX(lanes))
-            yield self.builder.select(self.builder.icmp_signed("<", first, last), first, last)
+            yield self.least(first, self.builder.sub(count, INDEX(lanes)))
 
     @contextmanager
     def when(self, condition: ir.Value) -> Iterator[None]:
@@ -108,6 +106,9 @@ class Function:
 
     def index(self, number: int) -> ir.Constant:
         return ir.Constant(INDEX, number)
+
+    def least(self, index: ir.Value, other: ir.Value) -> ir.Value:
+        return self.builder.select(self.builder.icmp_signed("<", index, other), index, other)
 
     def plus(self, index: ir.Value, number: int) -> ir.Value:
         return self.builder.add(index, INDEX(number))
