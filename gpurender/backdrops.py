@@ -30,6 +30,7 @@ class Backdrops:
 
     Attributes:
         memory_left: bytes of the budget that backdrops will not take.
+        memory_for_all: bytes of a budget that does for all that are shown again.
     """
 
     def __init__(self, template: Template, shown_again: Collection[int], memory_budget: int) -> None:
@@ -43,7 +44,7 @@ class Backdrops:
         surface = (template.width + 1) // 2 * 2 * ((template.height + 1) // 2 * 3)
         rects = template.rects[list(shown_again)]
         around = ((rects[:, 2:] - rects[:, :2] + 2).prod(1) * (3 + template.parsing)).sum().item()
-        needed = len(rects) * (surface + 3 * CROP**2) + int(around)
+        self.memory_for_all = needed = len(rects) * (surface + 3 * CROP**2) + int(around)
         self.memory_left = max(memory_budget - needed, 0)
         # One block, which takes memory as it is filled: kept pieces among what comes and goes would scatter it.
         self._block = torch.empty(min(needed, memory_budget), dtype=torch.uint8)

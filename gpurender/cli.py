@@ -143,8 +143,8 @@ def main() -> None:
     "--memory",
     type=click.IntRange(0),
     metavar="MIB",
-    help="Memory on the device for frames that stay decoded, and work on them.  [default: 512 on a CPU, 0 where "
-    "not all frames fit; half of what is free on a GPU]",
+    help="Memory on the device for a template's frames that stay decoded, and for work on them that is done once.  "
+    "[default: half of what is free on a GPU; on a CPU a quarter, or 0 if the frames alone take 512 and more]",
 )
 @click.option(
     "--decoder",

@@ -19,6 +19,7 @@ class Faces:
 
     Attributes:
         encoded: how many faces the network's first half has seen so far.
+        memory_for_all: bytes of a budget that does for all that are shown again; 0 as long as none was seen.
     """
 
     def __init__(self, shown_again: Collection[int], engine: Engine, memory_budget: int) -> None:
@@ -27,6 +28,7 @@ class Faces:
             shown_again: the frames worth keeping.
         """
         self.encoded = 0
+        self.memory_for_all = 0
         self._shown_again = shown_again
         self._engine = engine
         self._room = memory_budget
@@ -55,7 +57,8 @@ class Faces:
             if i not in self._shown_again:
                 continue
             size = face.nbytes + sum(tensor.nbytes for tensor in encoding)
-            if not self._kept and self._room < LEAST_SHARE * len(self._shown_again) * size:
+            self.memory_for_all = size * len(self._shown_again)
+            if not self._kept and self._room < LEAST_SHARE * self.memory_for_all:
                 self._room = 0
             if size <= self._room:
                 self._room -= size

@@ -89,7 +89,7 @@ def render(
         order, start_frame: which template frame is shown when, see `frame_order`.
         pixels: `nv12` is what video encoders take, made as the face is pasted, without RGB frames in between.
         timings: is told what the stages cost.
-        notes: is told if the batch had to be halved.
+        notes: is told if the batch had to be halved, and if more memory would have saved work.
 
     Yields:
         (B,3,H,W) uint8 RGB on the device, or (B,H*3/2,W) uint8 NV12 in BT.709, limited range, H and W rounded up to
@@ -106,7 +106,8 @@ def render(
     backdrops = None
     if pixels == "nv12" and template.device.type == "cpu":
         backdrops = Backdrops(template, shown_again, template.memory_left)
-    faces = Faces(shown_again, engine, (backdrops or template).memory_left)
+    memory_left = (backdrops or template).memory_left
+    faces = Faces(shown_again, engine, memory_left)
 
     def show(outputs: range) -> Shown:
         indices = frame_order(len(template), outputs, order, start_frame)
@@ -172,6 +173,12 @@ def render(
             if template.device.type == "cuda":
                 torch.cuda.synchronize(template.device)
                 torch.cuda.empty_cache()
+    if notes is not None and faces.memory_for_all > memory_left and faces.encoded > 1.1 * len(times):
+        needed = template.memory_for_all + (backdrops.memory_for_all if backdrops else 0) + faces.memory_for_all
+        notes.append(
+            f"the network's first half ran {faces.encoded} times for {len(times)} template frames: with --memory "
+            f"{needed // 2**20 + 1} it would run once for each"
+        )
 
 
 class Progress(Protocol):
@@ -317,12 +324,6 @@ def make(
         )
     timings.finish()
     ended = time.perf_counter()
-    encoded, shown = timings.counts["faces encoded"], min(len(features), len(person))
-    if encoded > 1.1 * shown:
-        notes.append(
-            f"the network's first half ran {encoded} times for {shown} template frames: a larger --memory keeps what "
-            "it makes"
-        )
     summary = Summary(
         out=out,
         frames=written.frames,
@@ -336,7 +337,7 @@ def make(
         stage_seconds=timings.host_seconds,
         stage_device_seconds=timings.device_seconds,
         template_frames=len(person),
-        faces_encoded=encoded,
+        faces_encoded=timings.counts["faces encoded"],
         device=str(place),
         engine=runtime.name,
         precision=runtime.precision,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .decoders import DecoderName, Frames, choose_picture_decoder, choose_video_decoder
 from .errors import InputError
+from .host_memory import free_memory
 from .pictures import SUFFIXES, Pictures, keep_mask, open_pictures
 from .rectangles import Rect, check_rect, face_rect, read_rectangles
 from .video import FEWEST, VideoFrames
@@ -38,6 +39,7 @@ class Template:
         rects: (N,4) int64 on the host, `(x0,y0,x1,y1)` half-open pixels, within the frame.
         parsing: whether there are parsing masks and they are used.
         memory_left: bytes of the budget that frames will not take.
+        memory_for_all: bytes that frames take of a budget that does for all of them.
         decoder: what decodes the frames: `dali`, `nvdec`, `pillow` or `pyav`.
         landmark_files: each frame's, where the rectangles come from landmarks; else none.
         mask_files: each frame's parsing mask, where they are used; else none.
@@ -73,12 +75,15 @@ class Template:
         half = memory_budget // 2 if keep else 0
         resident = masks_resident = min(half // (3 * pixels + mask_bytes), len(self))
         self.memory_left = memory_budget - resident * (3 * pixels + mask_bytes)
+        self.memory_for_all = len(self) * (3 * pixels + mask_bytes) if keep else 0
         if isinstance(source, VideoFrames):
             if device.type == "cpu":
                 resident = 0
                 kept = masks_resident = min(half // (source.frame_bytes + mask_bytes), len(self))
                 taken = max(kept, FEWEST) * source.frame_bytes + kept * mask_bytes
                 self.memory_left = max(memory_budget - taken, 0)
+                most = len(self) if keep else 0
+                self.memory_for_all = max(most, FEWEST) * source.frame_bytes + most * mask_bytes
             else:  # the decoder is on the host, where this budget does not count
                 kept = min(CPU_MEMORY_BUDGET // 2 // source.frame_bytes, len(self) - resident)
             source.cache_limit = max(kept, FEWEST)
@@ -152,8 +157,8 @@ def open_template(
         device: where frames are put.
         parsing: use the parsing masks; None uses them if they are there.
         memory_budget: bytes to spend on the device on decoded frames and work on them that is worth keeping; None is
-            512 MiB on a CPU (0 where not all frames fit), half of the free memory on a GPU. A few frames of a video
-            are kept whatever it is.
+            half of the free memory on a GPU. On a CPU it is a quarter, and at least 512 MiB, for a template whose
+            frames fit 512 MiB as RGB; none for a larger one. A few frames of a video are kept whatever it is.
         decoder: of pictures `dali` or `pillow`, of a video `nvdec` or `pyav`; dali works on a CPU too. `auto` is the
             GPU's on a GPU, where it can decode the frames (a note says why not), and the host's on a CPU.
         keep: frames that were decoded, while they fit half of the budget; `render` keeps what it makes of them itself
@@ -205,7 +210,8 @@ def open_template(
             memory_budget = torch.cuda.mem_get_info(device)[0] // 2
         else:
             all_fit = len(rects) * 3 * source.size[0] * source.size[1] <= CPU_MEMORY_BUDGET
-            memory_budget = CPU_MEMORY_BUDGET if all_fit else 0  # keeping some gains little
+            # Work on many frames takes gigabytes, which nobody asked for, and keeping some of it gains little.
+            memory_budget = max(CPU_MEMORY_BUDGET, (free_memory() or 0) // 4) if all_fit else 0
     return Template(
         path,
         source,

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from gpurender import (
     render,
 )
 from gpurender.network import Encoded
+from gpurender.render import Pixels
 from gpurender.template import Order
 
 
@@ -80,6 +82,32 @@ def test_memory_budget_does_not_matter(
         path, features_file, tiny_unet, torch.device("cpu"), batch=4, memory_budget=megabytes * 1_000_000
     )
     assert torch.equal(plenty, scarce)
+
+
+@pytest.mark.parametrize("pixels", ["nv12", "rgb"])
+@pytest.mark.parametrize("opened", ["make_template", "make_package"])
+def test_where_memory_is_short_a_note_says_how_much_would_do(
+    request: pytest.FixtureRequest, features_file: Path, tiny_unet: Path, opened: str, pixels: Pixels
+) -> None:
+    path = request.getfixturevalue(opened)(frames=4, parsing=True)
+    features, engine = load_features(features_file), load_engine(tiny_unet, device="cpu", engine="torch")
+
+    def notes(memory: int) -> list[str]:
+        template = open_template(path, memory_budget=memory, keep=pixels == "rgb")
+        told: list[str] = []
+        for _ in render(template, features, engine, batch=1, pixels=pixels, notes=told):
+            pass
+        return told
+
+    (note,) = notes(0)
+    said = re.fullmatch(
+        r"the network's first half ran 11 times for 4 template frames: with --memory (\d+) it would run once for each",
+        note,
+    )
+    assert said is not None
+    enough = int(said[1])
+    assert notes(enough * 2**20) == []
+    assert len(notes((enough - 2) * 2**20)) == 1
 
 
 def test_the_network_hears_the_audio(make_template: MakeTemplate, tmp_path: Path, tiny_unet: Path) -> None:

@@ -32,7 +32,7 @@ from gpurender import InputError, Template, frame_order, open_template
 from gpurender.find import find_audio_encoder, find_network
 from gpurender.pictures import keep_mask, read_mask, read_picture
 from gpurender.rectangles import face_rect
-from gpurender.template import CPU_MEMORY_BUDGET, Order
+from gpurender.template import Order
 from gpurender.video import FEWEST, VideoFrames
 
 IMAGES, LANDMARKS, PARSING = "full_body_img", "landmarks", "parsing"
@@ -257,6 +257,17 @@ def test_plenty_of_memory_is_not_all_taken(make_template: MakeTemplate, device: 
     assert template.memory_left == 2**30 - 5 * 320 * 240 * 3
 
 
+@pytest.mark.parametrize(("free", "budget"), [(None, 512), (1024, 512), (8192, 2048)])  # MiB
+def test_the_default_budget_is_a_quarter_of_what_is_free(
+    make_template: MakeTemplate, monkeypatch: pytest.MonkeyPatch, free: int | None, budget: int
+) -> None:
+    monkeypatch.setattr("gpurender.template.free_memory", lambda: None if free is None else free * 2**20)
+    path = make_template()
+    assert open_template(path, keep=False).memory_left == budget * 2**20
+    monkeypatch.setattr("gpurender.template.CPU_MEMORY_BUDGET", 5 * 320 * 240 * 3 - 1)
+    assert open_template(path, keep=False).memory_left == 0  # a large template is to stay small in memory
+
+
 def test_default_budget_keeps_a_small_template(make_template: MakeTemplate, decoded: Counter[str]) -> None:
     template = open_template(make_template())
     for _ in range(2):
@@ -383,9 +394,10 @@ def test_any_budget_gives_a_packages_frames(
     assert sum(reads == 1 for reads in masks_read) >= (kept if parsing else 0)
 
 
-def test_a_small_package_leaves_most_of_the_default_budget(make_package: MakeTemplate) -> None:
+def test_a_small_package_leaves_most_of_a_large_budget(make_package: MakeTemplate) -> None:
     path = make_package()
-    assert open_template(path).memory_left == CPU_MEMORY_BUDGET - 12 * VideoFrames(path / VIDEO).frame_bytes
+    left = open_template(path, memory_budget=2**29).memory_left
+    assert left == 2**29 - 12 * VideoFrames(path / VIDEO).frame_bytes
 
 
 def test_networks_of_a_package_are_found(make_package: MakeTemplate) -> None:

@@ -1,0 +1,66 @@
+"""What is free of the host's memory, by files like those of Linux, and on the machine that runs the tests."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpurender.host_memory import free_memory
+
+V1, V2 = "4:memory:/jobs/one\n0::/", "0::/jobs/one"
+NO_LIMIT = 2**63 - 4096  # as v1 says it
+
+
+def write(root: Path, files: dict[str, object]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    return root
+
+
+def system(groups: str) -> dict[str, object]:
+    return {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8000 kB\nBuffers: 1 kB", "proc/self/cgroup": groups}
+
+
+def group(path: str, limit: object, used: int, cached: int, v1: bool = False) -> dict[str, object]:
+    names = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file") if v1 else ("max", "current", "inactive_file")
+    return {
+        f"{path}/memory.{names[0]}": limit,
+        f"{path}/memory.{names[1]}": used,
+        f"{path}/memory.stat": f"anon 5\n{names[2]} {cached}\nfile 7",
+    }
+
+
+def test_what_the_system_has_where_nothing_limits_it(tmp_path: Path) -> None:
+    assert free_memory(write(tmp_path, system(V2))) == 8000 * 1024
+    write(tmp_path, group("sys/fs/cgroup/jobs/one", "max", 5000, 100))
+    write(tmp_path, group("sys/fs/cgroup/memory", NO_LIMIT, 5000, 100, v1=True))
+    assert free_memory(tmp_path) == 8000 * 1024
+
+
+@pytest.mark.parametrize("where", ["jobs/one", "jobs", "."])  # its own group, the one above, a container's topmost
+@pytest.mark.parametrize("v1", [False, True])
+def test_what_a_control_group_leaves(tmp_path: Path, where: str, v1: bool) -> None:
+    mounted = "sys/fs/cgroup/memory" if v1 else "sys/fs/cgroup"
+    write(tmp_path, system(V1 if v1 else V2) | group(f"{mounted}/{where}", 1_000_000, 300_000, 50_000, v1))
+    assert free_memory(tmp_path) == 750_000
+
+
+def test_the_tightest_limit_counts_and_none_leaves_less_than_nothing(tmp_path: Path) -> None:
+    write(tmp_path, system(V2) | group("sys/fs/cgroup/jobs", 10_000, 4000, 0))
+    assert free_memory(tmp_path) == 6000
+    write(tmp_path, group("sys/fs/cgroup/jobs/one", 1000, 4000, 0))
+    assert free_memory(tmp_path) == 0
+
+
+def test_another_system_does_not_say(tmp_path: Path) -> None:
+    assert free_memory(tmp_path) is None
+    assert free_memory(write(tmp_path, {"proc/meminfo": "MemTotal: 9000 kB", "proc/self/cgroup": "0::/"})) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says")
+def test_this_machine() -> None:
+    free = free_memory()
+    assert free is not None
+    assert 2**26 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
