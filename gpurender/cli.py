@@ -1,9 +1,13 @@
 """The command line: parses, calls the library, prints."""
 
+import atexit
 import ctypes
+import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,6 +54,25 @@ def share_memory_arenas() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(-8, 1)  # M_ARENA_MAX
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Imports meanwhile make objects that stay: Python's garbage collector goes through them neither now nor later,
+    nor does it at the program's end.
+
+    Saves 0.8 of 4.7 seconds that two seconds of video take (measured). It is the process's setting, too.
+    """
+    if "torch" in sys.modules:  # in a program that goes on, and whose garbage is to be collected
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.freeze)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -210,8 +233,9 @@ def make(template: Path, audio: Path, out: Path | None, memory: int | None, quie
     Nothing appears at --out until it is complete. Exit codes: 0 done, 2 something given cannot be used (one line says
     what), 130 interrupted.
     """
-    from .progress import TerminalProgress
-    from .render import make as render_video
+    with uncollected():
+        from .progress import TerminalProgress
+        from .render import make as render_video
 
     summary = render_video(
         template,

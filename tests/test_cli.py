@@ -1,6 +1,7 @@
 """The program as users run it: what it makes, what it says, and what it refuses."""
 
 import fcntl
+import gc
 import json
 import os
 import pty
@@ -309,3 +310,23 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, anna: Path) -> None:
     assert process.wait(timeout=60) == 0
     assert "60/60" in shown.decode()
     assert "frames/s" in shown.decode()
+
+
+def test_garbage_is_collected_once_everything_is_imported() -> None:
+    program = """
+import gc
+from gpurender.cli import main
+try:
+    main(["make", "--template", "nowhere", "--audio", "hello"])
+except SystemExit as ended:
+    print(ended.code, gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["2", "True", "True"]
+
+
+def test_a_program_that_has_torch_already_is_left_alone() -> None:
+    frozen = gc.get_freeze_count()
+    assert CliRunner().invoke(main, ["make", "--template", "nowhere", "--audio", "hello"]).exit_code == 2
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
