@@ -245,9 +245,11 @@ def test_committed_results_follow_the_schema(file: Path) -> None:
         assert (result["min"], result["max"]) == (min(result["runs"]), max(result["runs"]))
 
 
-def test_the_readmes_tables_are_those_of_the_committed_results() -> None:
-    readme = table.README.read_text(encoding="utf-8")
-    assert table.with_tables(readme, table.tables(saved())) == readme, "run python benchmarks/table.py --write"
+@pytest.mark.parametrize("page", table.PAGES, ids=lambda page: page.parent.name)
+def test_the_pages_tables_are_those_of_the_committed_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    tables = table.PAGES[page](list(saved()))
+    assert table.with_tables(text, tables) == text, "run python benchmarks/table.py --write"
 
 
 def test_a_benchmark_ends_with_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
