@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-from kornia.geometry.transform import resize
 from torch import Tensor
 
 from .color import check_surfaces
@@ -13,6 +12,8 @@ Box = tuple[int, int, int, int]
 
 def resize_cubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """OpenCV's INTER_CUBIC: (B,C,H,W) to (B,C,*size), rounded and clamped to 8 bits if `pictures` are uint8."""
+    from kornia.geometry.transform import resize  # it takes a tenth of a second to load, and kernels do without
+
     if pictures.shape[-2:] == size:
         return pictures
     if pictures.is_floating_point():
