@@ -20,7 +20,7 @@ from .export import cached_onnx
 from .half import cached_half
 from .halves import Halves, read_halves
 from .network import Encoded, Mode, load_audio_encoder, load_unet
-from .openvino_engine import OpenVinoEngine, faster_on_cpu, int8_pays, load_onnx_encoder
+from .openvino_engine import OpenVinoEngine, faster_on_cpu, load_onnx_encoder, pays
 from .openvino_network import cached_network, return_free_memory
 from .ranges import measured_ranges
 from .tensorrt_build import PlanError, PlanMemoryError, TensorRt, check_capability, find_tensorrt
@@ -44,7 +44,7 @@ class Probe(NamedTuple):
         audio: (B,*window), what is heard with these faces.
         others: (N,*window), more sounds: `int8` takes the ranges of its numbers from them, and the faces in turn; None
             is `audio`.
-        frames: how many will be rendered: `auto` tries `int8`, which takes a while to prepare, if it pays for so many.
+        frames: how many will be rendered: `auto` tries on a CPU what pays for so many.
     """
 
     faces: Tensor
@@ -237,7 +237,7 @@ def openvino_choice(
         return OpenVinoEngine(network, precision, ranges)
 
     available = faster_on_cpu()
-    faster = [p for p in available if p != "int8" or (probe and int8_pays(network.decoder, probe.frames))]
+    faster = [precision for precision in available if probe and pays(precision, network.decoder, probe.frames)]
     return Choice(["fp32", *available], faster, build, exact)
 
 

@@ -28,12 +28,20 @@ def faster_on_cpu() -> list[str]:
     return ["int8"] * this_processor().bytes + ["bf16", "mixed"] * has_bfloat16()
 
 
-def int8_pays(decoder: openvino.Model, frames: int) -> bool:
-    """Whether it saves more time than measuring ranges takes, which is one or two seconds (measured: 374 frames take as
-    long as in bfloat16, 499 a tenth less; with AMX, 1,499 as long, 7,499 a fourteenth less). A frame of a narrow
-    network takes as long as in bfloat16 (measured)."""
-    least = 100 if not has_bfloat16() else 3000 if this_processor().tiles else 500
-    return frames >= least and bytes_pay(decoder)
+def pays(precision: str, decoder: openvino.Model, frames: int) -> bool:
+    """Whether one of those saves more time in so many frames than it takes `auto` to try it.
+
+    `mixed` takes half a second and saves two milliseconds a frame (measured: 254 frames are a second faster without it,
+    499 as fast). `int8` measures ranges, which takes one or two seconds (measured: 374 frames take as long as in
+    bfloat16, 499 a tenth less; with AMX, 1,499 as long, 7,499 a fourteenth less); a frame of a narrow network takes as
+    long as in bfloat16 (measured).
+    """
+    if precision == "mixed":
+        return frames >= 400
+    if precision == "int8":
+        least = 100 if not has_bfloat16() else 3000 if this_processor().tiles else 500
+        return frames >= least and bytes_pay(decoder)
+    return True
 
 
 class OpenVinoEngine:

@@ -111,12 +111,16 @@ def test_a_checkpoint_on_a_cpu_runs_through_a_cached_export(tiny_unet: Path) -> 
     assert len(told) <= 1  # exported once, said once
 
 
-def test_auto_precision_takes_the_fastest_that_agrees(tiny_onnx: Path, seeded_onnx: Path) -> None:
+@pytest.mark.parametrize(("frames", "slow_to_try"), [(0, ["int8", "mixed"]), (399, ["int8", "mixed"]), (400, ["int8"])])
+def test_auto_precision_takes_the_fastest_that_agrees(
+    tiny_onnx: Path, seeded_onnx: Path, frames: int, slow_to_try: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpurender.openvino_engine.bytes_pay", lambda decoder: False)
     assert load_engine(tiny_onnx, device="cpu").precision == "fp32"  # nothing to measure on
-    faster = [kind for kind in faster_on_cpu() if kind != "int8"]  # which pays for more frames than these
+    faster = [kind for kind in faster_on_cpu() if kind not in slow_to_try]
     for network in (tiny_onnx, seeded_onnx):
         probe = example_input(2, "ave")
-        engine = load_engine(network, device="cpu", probe=Probe(*probe))
+        engine = load_engine(network, device="cpu", probe=Probe(*probe, frames=frames))
         tried = list(engine.measured_psnr_db)
         assert tried == faster[: len(tried)]
         taken = [kind for kind, psnr in engine.measured_psnr_db.items() if psnr >= 40]

@@ -284,7 +284,7 @@ def test_stages_of_a_gpu_are_ordered_and_timed() -> None:
 
     def double(x: torch.Tensor) -> torch.Tensor:
         for _ in range(20):
-            heavy @ heavy  # keeps this stream busy, so that a stage that did not wait would read too early
+            _ = heavy @ heavy  # keeps this stream busy, so that a stage that did not wait would read too early
         return x * 2
 
     items = (torch.full((1 << 20,), i, device=device) for i in range(30))

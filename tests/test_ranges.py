@@ -20,7 +20,7 @@ from gpurender.export import cached_onnx, example_input
 from gpurender.find import BUNDLED
 from gpurender.jit import this_processor
 from gpurender.network import Mode
-from gpurender.openvino_engine import OpenVinoEngine, int8_pays
+from gpurender.openvino_engine import OpenVinoEngine, pays
 from gpurender.openvino_network import cached_network, make_ready
 from gpurender.openvino_requests import has_bfloat16
 from gpurender.ranges import MARGIN, in_bytes, measured_ranges
@@ -140,8 +140,8 @@ def test_int8_is_tried_where_it_saves_more_than_it_costs(
     decoder = cached_network(cached_onnx(wide, None, print), None).decoder
     monkeypatch.setattr(openvino_engine, "this_processor", lambda: here._replace(tiles=tiles))
     monkeypatch.setattr(openvino_engine, "has_bfloat16", lambda: half)
-    assert int8_pays(decoder, least)
-    assert not int8_pays(decoder, least - 1)
+    assert pays("int8", decoder, least)
+    assert not pays("int8", decoder, least - 1)
 
 
 @pytest.mark.usefixtures("_bytes")
