@@ -19,7 +19,8 @@ from .errors import DeviceError, InputError
 from .export import cached_onnx
 from .half import cached_half
 from .halves import Halves, read_halves
-from .network import Encoded, Mode, load_audio_encoder, load_unet
+from .network import Encoded, Mode, UNet, load_audio_encoder, load_unet
+from .onnx_unet import unet_of_onnx
 from .openvino_engine import OpenVinoEngine, faster_on_cpu, load_onnx_encoder, pays
 from .openvino_network import cached_network, return_free_memory
 from .ranges import measured_ranges
@@ -44,7 +45,7 @@ class Probe(NamedTuple):
         audio: (B,*window), what is heard with these faces.
         others: (N,*window), more sounds: `int8` takes the ranges of its numbers from them, and the faces in turn; None
             is `audio`.
-        frames: how many will be rendered: `auto` tries on a CPU what pays for so many.
+        frames: how many will be rendered: on a CPU, `auto` tries what pays for so many; for few, which 0 are, `bf16`.
     """
 
     faces: Tensor
@@ -132,7 +133,8 @@ def load_engine(
         mode: the kind of features that it will get; a network for another kind is refused.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         engine: `auto` is OpenVINO on a CPU (a checkpoint is exported to ONNX once, and cached); on a GPU, TensorRT
-            where it is installed and knows the GPU (plans are built once, and cached), else torch.
+            where it is installed and knows the GPU (plans are built once, and cached), else torch, which runs ONNX
+            exports of SyncTalk_2D's own architecture.
         precision: `fp32` is exact. `auto` takes the first of the device's faster ones (half precision on GPUs; on CPUs
             those of `int8`, `bf16` and `mixed` that they have) with which, on `probe`, every frame is within 40 dB PSNR
             of fp32, or 43 with `int8`; if there is none, or no `probe`, it is fp32. `int8` needs a `probe`.
@@ -151,12 +153,13 @@ def load_engine(
         raise InputError(f"{path}: a network is an .onnx export or a .pth checkpoint.")
     device = resolve_device(device)
     notes: list[str] = []
+    asked = engine
     if engine == "auto":
         engine = "openvino" if device.type == "cpu" else gpu_engine(device, notes)
     if engine == "openvino":
         choice = openvino_choice(path, mode, device, probe, notify)
     elif engine == "tensorrt":
-        choice = tensorrt_choice(path, mode, device, batch, notify)
+        choice = tensorrt_choice(path, mode, device, batch, notify, asked == "auto", precision == "auto")
     else:
         choice = torch_choice(path, mode, device, notify)
     if precision not in ("auto", *choice.precisions):
@@ -242,31 +245,39 @@ def openvino_choice(
 
 
 def torch_choice(path: Path, mode: Mode | None, device: torch.device, notify: Callable[[str], None]) -> Choice:
-    if path.suffix == ".onnx":
-        raise DeviceError(
-            f"{path}: the torch engine runs .pth checkpoints, not ONNX; give the checkpoint, --engine tensorrt, or "
-            "--device cpu for the openvino engine."
-        )
-    network = load_unet(path, mode)
+    network = torch_network(path, mode)
     build = functools.cache(lambda precision: TorchEngine(network, device, precision, notify))
     return Choice(["fp32", "fp16", "bf16"], ["fp16"] if device.type == "cuda" else [], build, lambda: build("fp32"))
 
 
+def torch_network(path: Path, mode: Mode | None) -> UNet:
+    return unet_of_onnx(path, mode) if path.suffix == ".onnx" else load_unet(path, mode)
+
+
 def tensorrt_choice(
-    path: Path, mode: Mode | None, device: torch.device, batch: int | None, notify: Callable[[str], None]
+    path: Path,
+    mode: Mode | None,
+    device: torch.device,
+    batch: int | None,
+    notify: Callable[[str], None],
+    or_torch: bool,
+    or_fp32: bool,
 ) -> Choice:
+    """
+    Args:
+        or_torch: torch may run it, if TensorRT cannot.
+        or_fp32: fp32 will do where fp16 was tried.
+    """
     if device.type != "cuda":
         raise DeviceError(f"the tensorrt engine runs on NVIDIA GPUs, not on {device}; use --engine openvino or torch.")
     tensorrt = usable_tensorrt(device)
-    if path.suffix == ".onnx":
-        onnx, checkpoint = path, None
-    else:
-        onnx, checkpoint = cached_onnx(path, mode, notify), path
+    onnx = path if path.suffix == ".onnx" else cached_onnx(path, mode, notify)
     halves = read_halves(onnx, mode)
+    by_torch = path if or_torch else None
 
     def build(precision: str) -> Engine:
-        attempts = tensorrt_attempts(tensorrt, onnx, halves, checkpoint, device, precision, batch, notify)
-        return first_that_works(attempts, f"{onnx.name} on {device}", notify)
+        attempts = tensorrt_attempts(tensorrt, onnx, halves, by_torch, device, precision, batch, notify, or_fp32)
+        return first_that_works(attempts, f"{onnx.name} on {device}", notify, "" if or_torch else TORCH_WOULD)
 
     def exact() -> Engine:
         notify("drawing a few frames in fp32 on the CPU, to hold half precision against")
@@ -279,19 +290,26 @@ def tensorrt_choice(
 
 
 Attempt = tuple[str, Callable[[], Engine]]
+TORCH_WOULD = " --engine auto goes on with torch, where TensorRT does not work."
 
 
 def tensorrt_attempts(
     tensorrt: TensorRt,
     onnx: Path,
     halves: Halves,
-    checkpoint: Path | None,
+    by_torch: Path | None,
     device: torch.device,
     precision: str,
     batch: int | None,
     notify: Callable[[str], None],
+    or_fp32: bool = True,
 ) -> Iterator[Attempt]:
-    """What to try, one after another, until something works."""
+    """What to try, one after another, until something works.
+
+    Args:
+        by_torch: the file for torch to load; None if it is not to.
+        or_fp32: whether fp32 will do where fp16 was tried.
+    """
 
     def with_plans(halves: Halves, mixed: bool = False) -> Engine:
         wanted = rows = halves.batch or batch or BATCH
@@ -309,8 +327,12 @@ def tensorrt_attempts(
                 engine.notes.append(f"too little memory on {device} for {wanted} frames at a time: it does {rows}")
             return engine
 
-    def with_torch(checkpoint: Path) -> Engine:
-        return TorchEngine(load_unet(checkpoint, halves.mode), device, precision, notify)
+    def with_torch(path: Path) -> Engine:
+        try:
+            network = torch_network(path, halves.mode)
+        except InputError as error:  # another architecture, which TensorRT might have run
+            raise PlanError(str(error).rstrip(".")) from None
+        return TorchEngine(network, device, precision, notify)
 
     if precision == "fp16":
         half = halves if halves.half else read_halves(cached_half(onnx, notify), halves.mode)
@@ -319,17 +341,17 @@ def tensorrt_attempts(
         yield f"{tensorrt} in fp16 with depthwise convolutions in fp32", lambda: with_plans(half, mixed=True)
     elif precision == "fp32":
         yield f"{tensorrt} in fp32", lambda: with_plans(halves)
-    if checkpoint is not None:
-        yield f"torch in {precision}", lambda: with_torch(checkpoint)
-    if precision == "fp16" and not halves.half:
+    if by_torch is not None:
+        yield f"torch in {precision}", lambda: with_torch(by_torch)
+    if precision == "fp16" and or_fp32 and not halves.half:
         yield f"{tensorrt} in fp32", lambda: with_plans(halves)
 
 
-def first_that_works(attempts: Iterator[Attempt], what: str, notify: Callable[[str], None]) -> Engine:
+def first_that_works(attempts: Iterator[Attempt], what: str, notify: Callable[[str], None], advice: str = "") -> Engine:
     """The first engine that can be built, with a note on what failed before it.
 
     Raises:
-        PlanError: none can; TensorRT's words are in it.
+        PlanError: none can; what was wrong with the first is in it, and the advice, if it is not short of memory.
     """
     failures: list[PlanError] = []
     for name, make in attempts:
@@ -344,8 +366,8 @@ def first_that_works(attempts: Iterator[Attempt], what: str, notify: Callable[[s
         if failures:
             engine.notes.append(f"runs on {name}, because {failures[0]}")
         return engine
-    advice = "" if isinstance(failures[-1], PlanMemoryError) else " Give the .pth checkpoint, which torch can run too."
-    raise type(failures[-1])(f"{what}: {failures[-1]}.{advice}")
+    first = failures[0]
+    raise type(first)(f"{what}: {first}.{'' if isinstance(first, PlanMemoryError) else advice}")
 
 
 def gpu_engine(device: torch.device, notes: list[str]) -> Literal["tensorrt", "torch"]:

@@ -32,11 +32,14 @@ def cached_half(path: Path, notify: Callable[[str], None] = lambda text: None) -
     return half
 
 
-def folded(path: Path) -> ModelProto:
+def folded(path: Path, model: ModelProto | None = None) -> ModelProto:
     """The network after ONNX Runtime's basic optimisations: the same arithmetic with its constants computed.
 
     Above all, batch normalisations become part of the convolutions before them: their variances in half precision
     would be far from the truth.
+
+    Args:
+        model: what was made of the file; None is the file itself.
     """
     import onnxruntime
 
@@ -46,7 +49,8 @@ def folded(path: Path) -> ModelProto:
     with tempfile.TemporaryDirectory() as directory:
         options.optimized_model_filepath = f"{directory}/folded.onnx"
         try:
-            onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            content = path if model is None else model.SerializeToString()
+            onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no class
             raise InputError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from None
         model = onnx.load(options.optimized_model_filepath)

@@ -70,7 +70,11 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
     ordered = [ValueInfoProto.FromString(value.SerializeToString()) for value in (face, audio, *others)]
     del model.graph.input[:]
     model.graph.input.extend(ordered)
-    shapes = infer_shapes(model)
+    try:
+        shapes = infer_shapes(model)
+    except onnx.shape_inference.InferenceError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path} is not an ONNX network that can be read: {reason}") from None
     del model.graph.value_info[:]
     model.graph.value_info.extend(shapes)
     return model, found

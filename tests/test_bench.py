@@ -410,11 +410,11 @@ def test_bad_input(words: list[str], message: str, tmp_path: Path, monkeypatch: 
 
 
 def test_an_engine_that_does_not_go_with_the_device(anna: Path, tiny_onnx: Path) -> None:
-    words = ["bench", "--template", anna, "--model", tiny_onnx, "--device", "cpu", "--engine", "torch"]
+    words = ["bench", "--template", anna, "--model", tiny_onnx, "--device", "cpu", "--engine", "tensorrt"]
     result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 2
     assert "the render that is to be measured fails: " in result.stderr
-    assert "the torch engine runs .pth checkpoints, not ONNX" in result.stderr
+    assert "the tensorrt engine runs on NVIDIA GPUs, not on cpu" in result.stderr
 
 
 def test_help_teaches() -> None:

@@ -12,11 +12,21 @@ from tensorrt_stand_in import CPU, StandInPlan, expected_pictures, in_precision,
 
 import gpurender.engine as engine_module
 from gpurender import DeviceError, Engine, UNet, load_engine, predict
-from gpurender.engine import Choice, Probe, fastest_that_agrees, first_that_works, least_psnr, tensorrt_attempts
+from gpurender.engine import (
+    Choice,
+    EngineName,
+    Precision,
+    Probe,
+    fastest_that_agrees,
+    first_that_works,
+    least_psnr,
+    tensorrt_attempts,
+)
 from gpurender.export import example_input
 from gpurender.half import widen_depthwise
 from gpurender.halves import read_halves
 from gpurender.tensorrt_build import PlanError, PlanMemoryError, TensorRt, check_capability, find_tensorrt
+from gpurender.tensorrt_engine import TensorRtEngine
 from gpurender.torch_engine import TorchEngine
 
 
@@ -108,8 +118,41 @@ def test_nothing_works(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Loader, "refused", ("fp16", "mixed", "fp32"))
     installed = TensorRt(ModuleType("tensorrt"), "11.2")
     attempts = tensorrt_attempts(installed, tiny_onnx, read_halves(tiny_onnx), None, CPU, "fp16", 2, print)
-    with pytest.raises(DeviceError, match=r"tiny: TensorRT 11.2 cannot build .*conv kernel. Give the .pth checkpoint"):
-        first_that_works(attempts, "tiny", print)
+    with pytest.raises(DeviceError, match=r"tiny: TensorRT 11.2 cannot build .*conv kernel. Do something else.$"):
+        first_that_works(attempts, "tiny", print, " Do something else.")
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "taken"),
+    [
+        ("auto", "auto", "torch fp16"),
+        ("auto", "fp16", "torch fp16"),
+        ("tensorrt", "auto", "tensorrt fp32"),
+        ("tensorrt", "fp16", None),
+        ("tensorrt", "fp32", "tensorrt fp32"),
+    ],
+)
+def test_what_is_asked_for_is_not_replaced(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, engine: EngineName, precision: Precision, taken: str | None
+) -> None:
+    """TensorRT can build fp32 only here."""
+    pretend_gpu(monkeypatch, (8, 9))
+    monkeypatch.setattr(engine_module, "find_tensorrt", lambda: TensorRt(ModuleType("tensorrt"), "11.2"))
+    monkeypatch.setattr(engine_module, "PlanLoader", Loader)
+    monkeypatch.setattr(Loader, "refused", ("fp16", "mixed"))
+    monkeypatch.setattr(
+        engine_module, "TorchEngine", lambda network, device, precision, notify: TorchEngine(network, CPU, precision)
+    )
+    monkeypatch.setattr(
+        engine_module, "TensorRtEngine", lambda halves, loader, device, rows: TensorRtEngine(halves, loader, CPU, rows)
+    )
+    asked = {"device": "cuda", "engine": engine, "precision": precision, "probe": Probe(*example_input(2, "ave"))}
+    if taken is None:
+        with pytest.raises(DeviceError, match=r"cannot build .* conv kernel\. --engine auto goes on with torch"):
+            load_engine(tiny_onnx, **asked)
+        return
+    loaded = load_engine(tiny_onnx, **asked)
+    assert f"{loaded.name} {loaded.precision}" == taken
 
 
 @pytest.mark.parametrize(("most", "asked"), [(4, 16), (1, 2), (3, None)])
