@@ -12,10 +12,10 @@ Box = tuple[int, int, int, int]
 
 def resize_cubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """OpenCV's INTER_CUBIC: (B,C,H,W) to (B,C,*size), rounded and clamped to 8 bits if `pictures` are uint8."""
-    from kornia.geometry.transform import resize  # it takes a tenth of a second to load, and kernels do without
-
     if pictures.shape[-2:] == size:
         return pictures
+    from kornia.geometry.transform import resize  # it takes a tenth of a second to load, and kernels do without
+
     if pictures.is_floating_point():
         return resize(pictures, size, interpolation="bicubic", align_corners=False, antialias=False)
     resized = resize(pictures.float(), size, interpolation="bicubic", align_corners=False, antialias=False)

@@ -27,6 +27,7 @@ from .engine import PROBED, Engine, EngineName, Precision, Probe, load_audio_eng
 from .errors import DeviceError, OutputError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template
+from .host_memory import free_memory
 from .ops import why_no_kernels
 from .output import check_output
 from .paste import paste_faces, paste_faces_nv12
@@ -176,9 +177,16 @@ def render(
     if notes is not None and faces.memory_for_all > memory_left and faces.encoded > 1.1 * len(times):
         needed = template.memory_for_all + (backdrops.memory_for_all if backdrops else 0) + faces.memory_for_all
         notes.append(
-            f"the network's first half ran {faces.encoded} times for {len(times)} template frames: with --memory "
-            f"{needed // 2**20 + 1} it would run once for each"
+            f"the network's first half ran {faces.encoded} times for {len(times)} template frames: "
+            f"{what_keeping_takes(needed, template.device)}"
         )
+
+
+def what_keeping_takes(needed: int, device: torch.device) -> str:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if free is not None and needed > free:
+        return f"keeping what it makes would take {needed // 2**20 + 1} MiB, more than is free"
+    return f"with --memory {needed // 2**20 + 1} it would run once for each"
 
 
 class Progress(Protocol):

@@ -28,14 +28,14 @@ def group(path: str, limit: object, used: int, cached: int, v1: bool = False) ->
     return {
         f"{path}/memory.{names[0]}": limit,
         f"{path}/memory.{names[1]}": used,
-        f"{path}/memory.stat": f"anon 5\n{names[2]} {cached}\nfile 7",
+        f"{path}/memory.stat": f"anon 5\n{names[2]} {cached - 20_000}\n{names[2].replace('in', '', 1)} 20000\nfile 7",
     }
 
 
 def test_what_the_system_has_where_nothing_limits_it(tmp_path: Path) -> None:
     assert free_memory(write(tmp_path, system(V2))) == 8000 * 1024
-    write(tmp_path, group("sys/fs/cgroup/jobs/one", "max", 5000, 100))
-    write(tmp_path, group("sys/fs/cgroup/memory", NO_LIMIT, 5000, 100, v1=True))
+    write(tmp_path, group("sys/fs/cgroup/jobs/one", "max", 50_000, 20_000))
+    write(tmp_path, group("sys/fs/cgroup/memory", NO_LIMIT, 50_000, 20_000, v1=True))
     assert free_memory(tmp_path) == 8000 * 1024
 
 
@@ -48,10 +48,23 @@ def test_what_a_control_group_leaves(tmp_path: Path, where: str, v1: bool) -> No
 
 
 def test_the_tightest_limit_counts_and_none_leaves_less_than_nothing(tmp_path: Path) -> None:
-    write(tmp_path, system(V2) | group("sys/fs/cgroup/jobs", 10_000, 4000, 0))
-    assert free_memory(tmp_path) == 6000
-    write(tmp_path, group("sys/fs/cgroup/jobs/one", 1000, 4000, 0))
+    write(tmp_path, system(V2) | group("sys/fs/cgroup/jobs", 100_000, 40_000, 20_000))
+    assert free_memory(tmp_path) == 80_000
+    write(tmp_path, group("sys/fs/cgroup/jobs/one", 1000, 40_000, 20_000))
     assert free_memory(tmp_path) == 0
+
+
+def test_where_systemd_slows_down_what_takes_more(tmp_path: Path) -> None:
+    files = system(V2) | group("sys/fs/cgroup/jobs/one", 1_000_000, 300_000, 50_000)
+    assert free_memory(write(tmp_path, files | {"sys/fs/cgroup/jobs/one/memory.high": 500_000})) == 250_000
+
+
+def test_a_group_of_any_name_and_none(tmp_path: Path) -> None:
+    write(tmp_path, system(V2))
+    (tmp_path / "proc/self/cgroup").write_bytes(b"0::/j\xffobs\n")
+    assert free_memory(tmp_path) == 8000 * 1024
+    (tmp_path / "proc/self/cgroup").unlink()
+    assert free_memory(tmp_path) == 8000 * 1024
 
 
 def test_another_system_does_not_say(tmp_path: Path) -> None:

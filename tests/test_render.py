@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -87,7 +88,12 @@ def test_memory_budget_does_not_matter(
 @pytest.mark.parametrize("pixels", ["nv12", "rgb"])
 @pytest.mark.parametrize("opened", ["make_template", "make_package"])
 def test_where_memory_is_short_a_note_says_how_much_would_do(
-    request: pytest.FixtureRequest, features_file: Path, tiny_unet: Path, opened: str, pixels: Pixels
+    request: pytest.FixtureRequest,
+    features_file: Path,
+    tiny_unet: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    opened: str,
+    pixels: Pixels,
 ) -> None:
     path = request.getfixturevalue(opened)(frames=4, parsing=True)
     features, engine = load_features(features_file), load_engine(tiny_unet, device="cpu", engine="torch")
@@ -108,6 +114,9 @@ def test_where_memory_is_short_a_note_says_how_much_would_do(
     enough = int(said[1])
     assert notes(enough * 2**20) == []
     assert len(notes((enough - 2) * 2**20)) == 1
+    monkeypatch.setattr(sys.modules["gpurender.render"], "free_memory", lambda: (enough - 1) * 2**20)
+    (note,) = notes(0)
+    assert note.endswith(f": keeping what it makes would take {enough} MiB, more than is free")
 
 
 def test_the_network_hears_the_audio(make_template: MakeTemplate, tmp_path: Path, tiny_unet: Path) -> None:
