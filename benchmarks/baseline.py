@@ -88,17 +88,19 @@ def measure(
     template = avatar_pictures(folder / "avatar", TEMPLATE_FRAMES)
     unet, encoder = NETWORKS[networks](folder)
     sounds = [sound_of(find_sound("hello"), length, folder / f"hello{length:g}.wav") for length in seconds]
-    tell("comparing frames")
-    faces = {
-        precision: alike(template, sounds[0], unet, encoder, precision, checked, device) for precision in precisions
-    }
-
     loop_file, our_file = folder / "loop.mp4", folder / "gpurender.mp4"
     loops = {"reference loop": {}}
     if device == "cpu" and sys.platform == "linux":
         loops["reference loop, memory kept"] = MEMORY_KEPT
 
     def take_turns(sound: Path) -> list[Measured]:
+        tell("comparing frames")
+        faces = {name: alike(template, sound, unet, encoder, name, checked, device) for name in precisions}
+        for name, decibels in faces.items():
+            if min(decibels) < LEAST_ALIKE_DB:
+                notes.append(
+                    f"{name}: faces are {min(decibels):.1f} dB from the loop's, so its ratio is of unlike work"
+                )
         runs: dict[str, list[Run]] = {name: [] for name in (*loops, *precisions)}
         files: dict[str, float] = {}
 
@@ -142,13 +144,7 @@ def measure(
             ]
         return results
 
-    results = [result for sound in sounds for result in take_turns(sound)]
-    notes += [
-        f"{precision}: faces are {min(faces[precision]):.1f} dB from the loop's, so its ratio is of unlike work"
-        for precision in precisions
-        if min(faces[precision]) < LEAST_ALIKE_DB
-    ]
-    return results
+    return [result for sound in sounds for result in take_turns(sound)]
 
 
 class Run(NamedTuple):

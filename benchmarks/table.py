@@ -69,10 +69,12 @@ def against_the_loop(records: Sequence[Record]) -> str:
 def ours(made: Record, asked: str) -> str:
     """Frames a second, the type that was taken if that was left open, and how many times each loop's that is."""
     taken = {result["parameters"]["precision"] for result in made["results"] if asked_for(result) == asked}
+    if not taken:
+        return ""
     times = [
         figure(made, f"gpurender against the loop{kept}", "times as fast", asked) for kept in ("", ", memory kept")
     ]
-    in_type = f" in {', '.join(taken)}" if asked == "auto" else ""
+    in_type = f" in {', '.join(sorted(taken))}" if asked == "auto" else ""
     return f"**{figure(made, 'gpurender', 'frames a second', asked)}**{in_type} ({', '.join(filter(None, times))})"
 
 
@@ -93,7 +95,8 @@ def figure(made: Record, name: str, unit: str, asked: str | None = None) -> str:
 
 
 def whole_renders(records: Sequence[Record]) -> str:
-    head = ["a whole render", "picture", "by", "frames", "frames a second", "first frame", "nothing cached", "memory"]
+    columns = "a whole render, picture, by, frames, frames a second, first frame, nothing cached, most memory"
+    head = columns.split(", ")
     rows = [whole_render(made, size) for made in records if made["suite"] == "bench" for size in sizes(made)]
     return "\n".join(map(row, [head, ["---"] * len(head), *rows]))
 

@@ -61,7 +61,7 @@ def uncollected() -> Iterator[None]:
     """Imports meanwhile make objects that stay: Python's garbage collector goes through them neither now nor later,
     nor does it at the program's end.
 
-    Saves 0.8 of 4.7 seconds that two seconds of video take (measured). It is the process's setting, too.
+    Saves 0.8 of 4.5 seconds that two seconds of video take (measured). It is the process's setting, too.
     """
     if "torch" in sys.modules:  # in a program that goes on, and whose garbage is to be collected
         yield
@@ -109,7 +109,7 @@ def main() -> None:
     "--model",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The trained network, .pth or .onnx.  [default: unet.onnx, unet.pth, generator.onnx or generator.pth in the "
+    help="The trained network, .pth or .onnx.  [default: generator.onnx, unet.onnx, unet.pth or generator.pth in the "
     "template or its models directory; for dataset/NAME of a SyncTalk_2D tree, the checkpoint/NAME/*.pth with the "
     "highest number]",
 )
@@ -167,7 +167,7 @@ def main() -> None:
     type=click.IntRange(0),
     metavar="MIB",
     help="Memory on the device for a template's frames that stay decoded, and for work on them that is done once.  "
-    "[default: half of what is free on a GPU; on a CPU a quarter, or 0 if the frames alone take 512 and more]",
+    "[default: half of what is free on a GPU; on a CPU a quarter, at least 512, or 0 if the frames take more than 512]",
 )
 @click.option(
     "--decoder",

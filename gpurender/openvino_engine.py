@@ -31,10 +31,9 @@ def faster_on_cpu() -> list[str]:
 def pays(precision: str, decoder: openvino.Model, frames: int) -> bool:
     """Whether one of those saves more time in so many frames than it takes `auto` to try it.
 
-    `mixed` takes half a second and saves two milliseconds a frame (measured: 254 frames are a second faster without it,
-    499 as fast). `int8` measures ranges, which takes one or two seconds (measured: 374 frames take as long as in
-    bfloat16, 499 a tenth less; with AMX, 1,499 as long, 7,499 a fourteenth less); a frame of a narrow network takes as
-    long as in bfloat16 (measured).
+    `mixed` takes half a second and saves two milliseconds a frame (measured). `int8` measures ranges, which takes one
+    or two seconds (measured: 374 frames take as long as in bfloat16, 499 a tenth less; with AMX, 1,499 as long, 7,499 a
+    fourteenth less); a frame of a narrow network takes as long as in bfloat16 (measured).
     """
     if precision == "mixed":
         return frames >= 400
