@@ -96,7 +96,7 @@ def figure(made: Record, name: str, unit: str, asked: str | None = None) -> str:
 
 def whole_renders(records: Sequence[Record]) -> str:
     columns = "a whole render, picture, by, frames, frames a second, first frame, nothing cached, most memory"
-    head = columns.split(", ")
+    head: list[str] = columns.split(", ")
     rows = [whole_render(made, size) for made in records if made["suite"] == "bench" for size in sizes(made)]
     return "\n".join(map(row, [head, ["---"] * len(head), *rows]))
 
