@@ -63,7 +63,7 @@ def against_the_loop(records: Sequence[Record]) -> str:
         for made in records
         if made["suite"] == suite
     ]
-    return "\n".join(map(row, [head, ["---"] * len(head), *rows]))
+    return as_table(head, rows)
 
 
 def ours(made: Record, asked: str) -> str:
@@ -96,9 +96,8 @@ def figure(made: Record, name: str, unit: str, asked: str | None = None) -> str:
 
 def whole_renders(records: Sequence[Record]) -> str:
     columns = "a whole render, picture, by, frames, frames a second, first frame, nothing cached, most memory"
-    head: list[str] = columns.split(", ")
     rows = [whole_render(made, size) for made in records if made["suite"] == "bench" for size in sizes(made)]
-    return "\n".join(map(row, [head, ["---"] * len(head), *rows]))
+    return as_table(columns.split(", "), rows)
 
 
 def whole_render(made: Record, size: str) -> list[str]:
@@ -152,10 +151,9 @@ def block(made: Record) -> str:
         ]
         for result in results
     ]
-    lines = [f"**{TITLES.get(made['suite'], made['suite'])}** ({place}; {described(common)}):", "", row(head)]
-    lines += [row(["---"] * len(head)), *map(row, rows)]
-    notes = [f"\nNote: {note}" for note in made["notes"]]
-    return "\n".join(lines + notes)
+    title = f"**{TITLES.get(made['suite'], made['suite'])}** ({place}; {described(common)}):"
+    notes = [f"Note: {note}" for note in made["notes"]]
+    return "\n\n".join([title, as_table(head, rows), *notes])
 
 
 def of_interest(suite: str, result: dict[str, Any]) -> bool:
@@ -184,7 +182,11 @@ def shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def row(cells: list[str]) -> str:
+def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(map(row, [head, ["---"] * len(head), *rows]))
+
+
+def row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
