@@ -137,7 +137,8 @@ def load_engine(
             exports of SyncTalk_2D's own architecture.
         precision: `fp32` is exact. `auto` takes the first of the device's faster ones (half precision on GPUs; on CPUs
             those of `int8`, `bf16` and `mixed` that they have) with which, on `probe`, every frame is within 40 dB PSNR
-            of fp32, or 43 with `int8`; if there is none, or no `probe`, it is fp32. `int8` needs a `probe`.
+            of fp32, or 43 with `int8`; if there is none, or no `probe`, it is fp32. `int8` needs a `probe`. A precision
+            that is asked for is not replaced by another, nor is an engine.
         batch: the most frames at a time that TensorRT prepares for; None is 16.
         probe: see `Probe`.
         notify: is told when something begins that takes a while, and what does not work out.
