@@ -44,7 +44,8 @@ from gpurender import (
 from gpurender.bench.measured import Measured
 from gpurender.bench.subject import sound_of
 from gpurender.bench.watch import OtherWork
-from gpurender.engine import PROBED, Precision, resolve_device
+from gpurender.cuda import resolve_device
+from gpurender.engine import PROBED, Precision
 from gpurender.errors import InputError
 from gpurender.openvino_engine import faster_on_cpu
 from gpurender.render import probe_inputs

@@ -12,7 +12,7 @@ from gpurender.bench.measured import Measured, Record, as_json, read_record, rec
 from gpurender.bench.run import QUIET_PERCENT, own_caches
 from gpurender.bench.table import spread, written
 from gpurender.bench.watch import OtherWork
-from gpurender.engine import resolve_device
+from gpurender.cuda import resolve_device
 from gpurender.errors import DeviceError, InputError, OutputError
 
 OTHERS = "meanwhile, other programs' share of the processors"

@@ -1,11 +1,13 @@
 from .audio import Features, load_features
+from .audio_engine import load_audio_engine
+from .choose_engine import load_engine
 from .color import nv12_to_rgb, rgb_to_nv12
 from .compare.comparison import Comparison
 from .compare.likeness import Figures, compare_pictures
 from .compare.run import compare_frames
 from .crop import crop_and_mask, crop_faces, face_input
 from .encode import write_frames
-from .engine import Engine, Probe, load_audio_engine, load_engine, predict
+from .engine import Engine, Probe, predict
 from .errors import DeviceError, InputError, OutputError
 from .export import export_onnx
 from .features import make_features, write_features

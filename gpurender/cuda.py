@@ -1,4 +1,4 @@
-"""What there is of NVIDIA's driver, and why CUDA cannot be used where it cannot."""
+"""Which device, what there is of NVIDIA's driver, and why CUDA cannot be used where it cannot."""
 
 import ctypes
 import re
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from .errors import DeviceError
 
 OK, NOT_SUPPORTED = 0, 3  # NVML's answers
 ENGINES = {
@@ -18,6 +20,27 @@ NO_DRIVER = (
     "there is no NVIDIA driver here (libcuda.so.1 is missing); a container gets the host's with --gpus all and "
     "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video."
 )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`auto` is the first GPU that torch sees, else the CPU.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(f"{device!r} is not a device; choose auto, cpu, cuda or cuda:N.") from None
+    if resolved.type not in ("cpu", "cuda"):
+        raise DeviceError(f"{device} cannot render; choose auto, cpu, cuda or cuda:N.")
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"{device}: torch finds no CUDA GPU on this machine; use --device cpu. Why: {why_no_cuda()}")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"{device}: there are {torch.cuda.device_count()} GPUs here, numbered from 0.")
+    return resolved
 
 
 def why_no_cuda() -> str:

@@ -136,18 +136,12 @@ class DaliPictures:
         return (pixels.float() - expected.float()).abs().mean().item()
 
 
-def find_dali() -> str:
-    """DALI's version, if it can be used here.
+def load_dali() -> ModuleType:
+    """DALI's imperative interface; imported where it is used, because it takes over a second.
 
     Raises:
-        DeviceError: it cannot; the message says why and what to do.
+        DeviceError: it cannot be used here; the message says why and what to do.
     """
-    load_dali()
-    return importlib.import_module("nvidia.dali").__version__
-
-
-def load_dali() -> ModuleType:
-    """DALI's imperative interface; imported where it is used, because it takes over a second."""
     try:
         return importlib.import_module("nvidia.dali.experimental.dynamic")
     except ModuleNotFoundError as error:

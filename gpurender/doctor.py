@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from . import nvenc
+from .choose_engine import load_engine
 from .crop import CROP, INNER, crop_faces
 from .cuda import driver_version, fixed_function_engines, why_no_cuda
 from .decoders import DecoderName
 from .encode import EncoderName, write_frames
-from .engine import PROBED, EngineName, Precision, Probe, load_engine
+from .engine import PROBED, EngineName, Precision, Probe
 from .errors import DeviceError, InputError, OutputError
 from .export import example_input
 from .find import find_network, find_template

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from .audio import FEATURE_FILES, Features, load_features
-from .engine import load_audio_engine, resolve_device
+from .audio_engine import load_audio_engine
+from .cuda import resolve_device
 from .errors import InputError
 from .find import find_audio_encoder, find_sound, find_template
 from .output import check_output, complete_or_absent

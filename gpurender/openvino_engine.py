@@ -1,15 +1,11 @@
 """OpenVINO: runs ONNX networks on CPUs, in two halves."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import numpy as np
 import openvino
 import torch
 from torch import Tensor
 
-from .audio import AudioEncoderLike
-from .errors import InputError
 from .jit import this_processor
 from .network import Encoded, Mode
 from .openvino_graph import in_bfloat16, lower_large, tile, without_empty_windows
@@ -105,26 +101,3 @@ class OpenVinoEngine:
 
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
         return self.begin(encoded, audio)()
-
-
-# --- the audio encoder -----------------------------------------------------------------------------------------------
-
-
-def load_onnx_encoder(path: Path, device: torch.device) -> AudioEncoderLike:
-    try:
-        model = openvino.Core().read_model(path)
-    except RuntimeError:
-        raise InputError(f"{path} is not an ONNX network that can be read.") from None
-    shapes = [port.partial_shape for port in (*model.inputs, *model.outputs)]
-    wanted = [openvino.PartialShape([-1, 1, 80, 16]), openvino.PartialShape([-1, 512])]
-    if len(shapes) != 2 or not all(shape.compatible(other) for shape, other in zip(shapes, wanted, strict=True)):
-        given = " and ".join(str(shape) for shape in shapes)
-        raise InputError(f"{path} has {given}; an audio encoder takes a batch of (1, 80, 16) and gives one of (512,).")
-    model.reshape([1, 1, 80, 16])
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def encode(mel: Tensor) -> Tensor:
-        rows = [compiled(row[None])[0].copy() for row in mel.cpu().numpy()]
-        return torch.from_numpy(np.concatenate(rows)).to(device)
-
-    return encode

@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from .engine import load_audio_engine
+from .audio_engine import load_audio_engine
 from .errors import InputError, OutputError
 from .export import OUTPUTS, cached_onnx, export_onnx
 from .find import find_audio_encoder, find_network, find_template

@@ -13,9 +13,12 @@ import numpy as np
 from PIL import Image
 
 from .audio import FEATURE_FILES, Features, load_features
+from .audio_engine import load_audio_engine
 from .cache import hash_of
+from .choose_engine import load_engine
 from .crop import INNER, crop_faces, face_input
-from .engine import Engine, EngineName, load_audio_engine, load_engine, predict, resolve_device
+from .cuda import resolve_device
+from .engine import Engine, EngineName, predict
 from .errors import InputError
 from .find import find_audio_encoder, find_network, find_sound, find_template
 from .network import WINDOW_SHAPES

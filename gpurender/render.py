@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from .audio import FEATURE_FILES, Features, load_features
+from .audio_engine import load_audio_engine
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
+from .choose_engine import load_engine
 from .crop import crop_and_mask
+from .cuda import resolve_device
 from .encode import EncoderName, check_destination, is_pattern, write_frames
-from .engine import PROBED, Engine, EngineName, Precision, Probe, load_audio_engine, load_engine, resolve_device
+from .engine import PROBED, Engine, EngineName, Precision, Probe
 from .errors import DeviceError, OutputError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template

@@ -1,8 +1,9 @@
-"""torch: runs checkpoints on any device."""
+"""torch: runs SyncTalk_2D's U-Net on any device."""
 
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,11 +11,16 @@ from torch import Tensor
 from .cuda_graphs import Turns, captured
 from .export import example_input
 from .fused_network import FusedUNet
-from .network import Encoded, Mode, UNet
+from .network import Encoded, Mode, UNet, load_unet
+from .onnx_unet import unet_of_onnx
 from .ops import why_no_kernels
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BATCH = {"cuda": 32, "cpu": 1}  # launches keep a GPU waiting; on a CPU a batch only leaves the cache
+
+
+def torch_network(path: Path, mode: Mode | None) -> UNet:
+    return unet_of_onnx(path, mode) if path.suffix == ".onnx" else load_unet(path, mode)
 
 
 class TorchEngine:

@@ -6,8 +6,7 @@ from driver_stub import driver_stub_fixture as driver_stub_fixture
 from driver_stub import run_python
 
 from gpurender import DeviceError
-from gpurender.cuda import ENGINES, driver_is_here, fixed_function_engines, why_no_cuda
-from gpurender.engine import resolve_device
+from gpurender.cuda import ENGINES, driver_is_here, fixed_function_engines, resolve_device, why_no_cuda
 
 ASK = "from gpurender.cuda import why_no_cuda; print(why_no_cuda())"
 

@@ -3,7 +3,6 @@ from typing import cast
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from conftest import TINY
@@ -19,7 +18,8 @@ from gpurender import (
     load_unet,
     predict,
 )
-from gpurender.engine import EngineName, Precision, Probe, least_psnr, resolve_device
+from gpurender.cuda import resolve_device
+from gpurender.engine import EngineName, Precision, Probe, least_psnr
 from gpurender.export import example_input
 from gpurender.half import to_half
 from gpurender.network import WINDOW_SHAPES
@@ -33,25 +33,21 @@ def torch_picture(path: Path, batch: int) -> tuple[tuple[torch.Tensor, torch.Ten
         return inputs, load_unet(path)(*inputs)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_openvino_draws_what_torch_draws(seeded_unet: Path, seeded_onnx: Path, batch: int) -> None:
-    inputs, expected = torch_picture(seeded_unet, batch)
+def test_openvino_draws_what_torch_draws(seeded_unet: Path, seeded_onnx: Path) -> None:
+    inputs, expected = torch_picture(seeded_unet, 3)
     picture = predict(load_engine(seeded_onnx, device="cpu", precision="fp32"), *inputs)
     assert picture.dtype == torch.float32
     assert (picture - expected).abs().max() < 2e-4
     assert least_psnr(picture, expected) > 60
 
 
-def test_onnx_runtime_draws_the_same(seeded_onnx: Path) -> None:
-    faces, audio = example_input(3, "ave")
-    session = onnxruntime.InferenceSession(seeded_onnx, providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {"input": faces.numpy(), "audio": audio.numpy()})
-    picture = predict(load_engine(seeded_onnx, device="cpu", precision="fp32"), faces, audio)
-    np.testing.assert_allclose(picture, np.asarray(expected), atol=2e-4)
+def test_halves_change_nothing_and_tiles_no_more_than_rounding(
+    seeded_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, cutting the eased network gives the same bits as running it whole.
 
-
-def test_halves_and_tiles_change_nothing(seeded_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32, cutting and tiling the eased network gives the same bits as running it whole."""
+    So does tiling it with AVX-512; with AVX2 alone, OpenVINO adds in another order where tensors have another height.
+    """
     import gpurender.halves
     import gpurender.openvino_engine
     import gpurender.openvino_graph
@@ -63,15 +59,18 @@ def test_halves_and_tiles_change_nothing(seeded_onnx: Path, monkeypatch: pytest.
 
     inputs = example_input(2, "ave")
     network = make_ready(seeded_onnx, None)
-    assert network.encoder is not None
     assert bands(network) > 0
     tiled = predict(OpenVinoEngine(network, "fp32"), *inputs)
     monkeypatch.setattr(gpurender.openvino_graph, "TILED_BYTES", 1e12)
+    network = make_ready(seeded_onnx, None)
+    assert network.encoder is not None
+    assert bands(network) == 0
+    halves = predict(OpenVinoEngine(network, "fp32"), *inputs)
     monkeypatch.setattr(gpurender.halves, "KEPT_BYTES", 0)
-    whole = make_ready(seeded_onnx, None)
-    assert whole.encoder is None
-    assert bands(whole) == 0
-    assert torch.equal(tiled, predict(OpenVinoEngine(whole, "fp32"), *inputs))
+    network = make_ready(seeded_onnx, None)
+    assert network.encoder is None
+    assert torch.equal(halves, predict(OpenVinoEngine(network, "fp32"), *inputs))
+    assert (tiled - halves).abs().max() < 2e-4
 
 
 def test_memory_layout_does_not_matter(tiny_onnx: Path) -> None:

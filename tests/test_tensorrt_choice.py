@@ -10,22 +10,13 @@ import torch
 from onnx import ModelProto, TensorProto
 from tensorrt_stand_in import CPU, StandInPlan, expected_pictures, in_precision, pretend_gpu, stand_in_engine
 
-import gpurender.engine as engine_module
-from gpurender import DeviceError, Engine, UNet, load_engine, predict
-from gpurender.engine import (
-    Choice,
-    EngineName,
-    Precision,
-    Probe,
-    fastest_that_agrees,
-    first_that_works,
-    least_psnr,
-    tensorrt_attempts,
-)
+from gpurender import DeviceError, Engine, UNet, choose_engine, load_engine, load_unet, predict, tensorrt_choice
+from gpurender.engine import Choice, EngineName, Precision, Probe, fastest_that_agrees, least_psnr
 from gpurender.export import example_input
 from gpurender.half import widen_depthwise
 from gpurender.halves import read_halves
 from gpurender.tensorrt_build import PlanError, PlanMemoryError, TensorRt, check_capability, find_tensorrt
+from gpurender.tensorrt_choice import first_that_works, tensorrt_attempts
 from gpurender.tensorrt_engine import TensorRtEngine
 from gpurender.torch_engine import TorchEngine
 
@@ -34,8 +25,8 @@ def test_auto_goes_on_with_torch_and_says_why(
     rtx: TensorRt, tiny_unet: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_gpu(monkeypatch)
-    monkeypatch.setattr(engine_module, "find_tensorrt", lambda: rtx)
-    monkeypatch.setattr(engine_module, "TorchEngine", lambda network, *rest: TorchEngine(network, CPU, "fp32"))
+    monkeypatch.setattr(tensorrt_choice, "find_tensorrt", lambda: rtx)
+    monkeypatch.setattr(choose_engine, "TorchEngine", lambda network, *rest: TorchEngine(network, CPU, "fp32"))
     engine = load_engine(tiny_unet, device="cuda")
     assert engine.name == "torch"
     assert len(engine.notes) == 1
@@ -51,7 +42,7 @@ def test_fp32_of_a_half_precision_network(
     rtx: TensorRt, tmp_path: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_gpu(monkeypatch, (8, 9))
-    monkeypatch.setattr(engine_module, "find_tensorrt", lambda: rtx)
+    monkeypatch.setattr(tensorrt_choice, "find_tensorrt", lambda: rtx)
     onnx.save(in_precision(tiny_onnx, "fp16"), tmp_path / "half.onnx")
     with pytest.raises(DeviceError, match=r"no fp32 for .*half.onnx, .* give the float32 export or the check"):
         load_engine(tmp_path / "half.onnx", device="cuda", engine="tensorrt", precision="fp32")
@@ -96,7 +87,7 @@ def test_what_is_tried_next(
     checkpoint: bool,
     taken: tuple[str, str, str],
 ) -> None:
-    monkeypatch.setattr(engine_module, "PlanLoader", Loader)
+    monkeypatch.setattr(tensorrt_choice, "PlanLoader", Loader)
     monkeypatch.setattr(Loader, "refused", tuple(refused.split()))
     told: list[str] = []
     installed = TensorRt(ModuleType("tensorrt"), "11.2")
@@ -114,7 +105,7 @@ def test_what_is_tried_next(
 
 
 def test_nothing_works(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "PlanLoader", Loader)
+    monkeypatch.setattr(tensorrt_choice, "PlanLoader", Loader)
     monkeypatch.setattr(Loader, "refused", ("fp16", "mixed", "fp32"))
     installed = TensorRt(ModuleType("tensorrt"), "11.2")
     attempts = tensorrt_attempts(installed, tiny_onnx, read_halves(tiny_onnx), None, CPU, "fp16", 2, print)
@@ -137,14 +128,16 @@ def test_what_is_asked_for_is_not_replaced(
 ) -> None:
     """TensorRT can build fp32 only here."""
     pretend_gpu(monkeypatch, (8, 9))
-    monkeypatch.setattr(engine_module, "find_tensorrt", lambda: TensorRt(ModuleType("tensorrt"), "11.2"))
-    monkeypatch.setattr(engine_module, "PlanLoader", Loader)
+    monkeypatch.setattr(tensorrt_choice, "find_tensorrt", lambda: TensorRt(ModuleType("tensorrt"), "11.2"))
+    monkeypatch.setattr(tensorrt_choice, "PlanLoader", Loader)
     monkeypatch.setattr(Loader, "refused", ("fp16", "mixed"))
     monkeypatch.setattr(
-        engine_module, "TorchEngine", lambda network, device, precision, notify: TorchEngine(network, CPU, precision)
+        tensorrt_choice, "TorchEngine", lambda network, device, precision, notify: TorchEngine(network, CPU, precision)
     )
     monkeypatch.setattr(
-        engine_module, "TensorRtEngine", lambda halves, loader, device, rows: TensorRtEngine(halves, loader, CPU, rows)
+        tensorrt_choice,
+        "TensorRtEngine",
+        lambda halves, loader, device, rows: TensorRtEngine(halves, loader, CPU, rows),
     )
     asked = {"device": "cuda", "engine": engine, "precision": precision, "probe": Probe(*example_input(2, "ave"))}
     if taken is None:
@@ -165,7 +158,7 @@ def test_without_memory_for_the_batch_it_is_halved(
                 raise PlanMemoryError("TensorRT 11.2 finds too little memory")
             super().__init__(tensorrt, device, rows, **options)
 
-    monkeypatch.setattr(engine_module, "PlanLoader", Scarce)
+    monkeypatch.setattr(tensorrt_choice, "PlanLoader", Scarce)
     monkeypatch.setattr(Loader, "refused", ())
     installed = TensorRt(ModuleType("tensorrt"), "11.2")
     attempts = tensorrt_attempts(installed, tiny_onnx, read_halves(tiny_onnx), None, CPU, "fp32", asked, print)
@@ -194,7 +187,7 @@ def test_auto_holds_half_precision_against_the_exact_engine(tiny_onnx: Path, noi
     engine = fastest_that_agrees(choice, probe)
     assert engine.precision == taken
     assert (engine.measured_psnr_db["fp16"] >= 40) == (taken == "fp16")
-    assert built == ["fp16"] if taken == "fp16" else ["fp16", "fp32"]  # no plan is built to be measured against
+    assert built == (["fp16"] if taken == "fp16" else ["fp16", "fp32"])  # no plan is built to be measured against
 
 
 @pytest.mark.gpu
@@ -208,5 +201,5 @@ def test_auto_takes_tensorrt_on_a_gpu(tiny_unet: Path) -> None:
     assert engine.name == "tensorrt"
     assert "fp16" in engine.measured_psnr_db
     with torch.inference_mode():
-        expected = UNet.forward(engine_module.load_unet(tiny_unet), *inputs)
+        expected = UNet.forward(load_unet(tiny_unet), *inputs)
     assert least_psnr(predict(engine, *(tensor.cuda() for tensor in inputs)).cpu(), expected) >= 40

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from ..cuda import resolve_device
 from ..encode import EncoderName, write_frames
-from ..engine import EngineName, Precision, resolve_device
+from ..engine import EngineName, Precision
 from ..errors import InputError
 from ..find import AVATAR, find_sound, find_template
 from ..render import render

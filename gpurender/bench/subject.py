@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..audio import FEATURE_FILES, SAMPLE_RATE, AudioEncoderLike, Features, decode_sound, load_features
+from ..audio_engine import load_audio_engine
+from ..choose_engine import load_engine
 from ..encode import EncoderName, write_frames
-from ..engine import PROBED, Engine, EngineName, Precision, load_audio_engine, load_engine
+from ..engine import PROBED, Engine, EngineName, Precision
 from ..errors import InputError
 from ..find import find_audio_encoder
 from ..network import AudioEncoder, UNet

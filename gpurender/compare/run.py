@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..cuda import resolve_device
 from ..encode import check_destination, write_frames
-from ..engine import resolve_device
 from ..errors import InputError
 from ..output import check_output, complete_or_absent
 from ..prefetch import prefetch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..engine import resolve_device
+from ..cuda import resolve_device
 from ..errors import DeviceError
 from ..find import BUNDLED
 

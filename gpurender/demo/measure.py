@@ -9,7 +9,8 @@ import numpy as np
 import soundfile
 
 from ..audio import load_features
-from ..engine import load_audio_engine, load_engine
+from ..audio_engine import load_audio_engine
+from ..choose_engine import load_engine
 from ..find import find_audio_encoder, find_network
 from ..render import render
 from ..template import frame_order, open_template

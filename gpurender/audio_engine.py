@@ -1,0 +1,52 @@
+"""What runs the audio encoder: torch a checkpoint, OpenVINO an ONNX export."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import torch
+from torch import Tensor
+
+from .audio import AudioEncoderLike
+from .cuda import resolve_device
+from .errors import InputError
+from .network import load_audio_encoder
+
+
+def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> AudioEncoderLike:
+    """The audio encoder as a function of (B,1,80,16) mel windows: torch on the device for a `.pth` checkpoint, OpenVINO
+    on the CPU for `.onnx` (what goes in and out is small: 5 KB and 2 KB a frame).
+
+    Raises:
+        InputError: the file is no audio encoder.
+        DeviceError: there is no such device here.
+    """
+    path = Path(path)
+    device = resolve_device(device)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such audio encoder.")
+    if path.suffix == ".pth":
+        return load_audio_encoder(path).to(device)
+    if path.suffix == ".onnx":
+        return load_onnx_encoder(path, device)
+    raise InputError(f"{path}: an audio encoder is an .onnx export or a .pth checkpoint.")
+
+
+def load_onnx_encoder(path: Path, device: torch.device) -> AudioEncoderLike:
+    try:
+        model = openvino.Core().read_model(path)
+    except RuntimeError:
+        raise InputError(f"{path} is not an ONNX network that can be read.") from None
+    shapes = [port.partial_shape for port in (*model.inputs, *model.outputs)]
+    wanted = [openvino.PartialShape([-1, 1, 80, 16]), openvino.PartialShape([-1, 512])]
+    if len(shapes) != 2 or not all(shape.compatible(other) for shape, other in zip(shapes, wanted, strict=True)):
+        given = " and ".join(str(shape) for shape in shapes)
+        raise InputError(f"{path} has {given}; an audio encoder takes a batch of (1, 80, 16) and gives one of (512,).")
+    model.reshape([1, 1, 80, 16])
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def encode(mel: Tensor) -> Tensor:
+        rows = [compiled(row[None])[0].copy() for row in mel.cpu().numpy()]
+        return torch.from_numpy(np.concatenate(rows)).to(device)
+
+    return encode
