@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -26,8 +27,9 @@ from av.video.stream import VideoStream
 from onnx import ModelProto
 from PIL import Image
 
-from gpurender import AudioEncoder, UNet, export_onnx
+from gpurender import AudioEncoder, UNet
 from gpurender.color_kernel import nv12_function
+from gpurender.export import cached_onnx
 from gpurender.face_kernels import crop_function, paste_function
 from gpurender.jit import Processor, this_processor
 from gpurender.network import Mode
@@ -57,8 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["GPURENDER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    os.chmod(os.environ["GPURENDER_CACHE"], 0o700)
+    """One for all programs of tests: what a network costs once is paid once."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    os.environ["GPURENDER_CACHE"] = str(cache)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -154,16 +159,12 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mode], Path]:
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tiny_unet: Path) -> Path:
-    out = tiny_unet.with_suffix(".onnx")
-    export_onnx(tiny_unet, out)
-    return out
+    return Path(shutil.copy(cached_onnx(tiny_unet), tiny_unet.with_suffix(".onnx")))
 
 
 @pytest.fixture(scope="session")
 def seeded_onnx(seeded_unet: Path) -> Path:
-    out = seeded_unet.with_suffix(".onnx")
-    export_onnx(seeded_unet, out)
-    return out
+    return Path(shutil.copy(cached_onnx(seeded_unet), seeded_unet.with_suffix(".onnx")))
 
 
 @pytest.fixture(scope="session")

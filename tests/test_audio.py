@@ -109,8 +109,7 @@ def test_mel_is_the_golden_one(shared: Path, device: torch.device) -> None:
     ids=["tones", "noise", "faint", "silence", "clipped", "click", "1", "199", "200", "401"],
 )
 def test_mel_is_librosas(wave: np.ndarray) -> None:
-    padded = np.pad(wave, (0, 0))
-    np.testing.assert_allclose(mel_of(wave), librosa_mel(padded), atol=1e-3)
+    np.testing.assert_allclose(mel_of(wave), librosa_mel(wave), atol=1e-3)
 
 
 def test_mel_filters_are_librosas() -> None:

@@ -8,11 +8,13 @@ import pytest
 import soundfile
 import torch
 from conftest import tones
+from test_demo import draws
 
 from gpurender import find_sound, find_template, load_audio_engine, load_engine, load_features, make, open_template
 from gpurender.crop import crop_faces, face_input
 from gpurender.demo.corpus import HELD_OUT_SENTENCES, HELD_OUT_VOICES
-from gpurender.demo.measure import Articulation, articulation, landmarks, opening, rendered
+from gpurender.demo.measure import Articulation, articulation, landmarks, mouth_region, opening, rendered
+from gpurender.demo.mouth import PARAMETERS, mouth_curve
 from gpurender.demo.speech import Speech, speak
 from gpurender.engine import predict
 from gpurender.find import BUNDLED, find_audio_encoder, find_network
@@ -85,6 +87,21 @@ def test_no_seam_shows_at_the_edge_of_what_is_drawn(spoken: tuple[np.ndarray, li
         for side in (difference[:6], difference[-6:], difference[:, :6], difference[:, -6:]):
             assert np.abs(side.mean((0, 1))).max() < 3
             assert np.abs(side).mean() < 4.5
+
+
+@draws
+def test_the_rendered_mouth_is_the_drawings_own(speech: Speech, spoken: tuple[np.ndarray, list[int]]) -> None:
+    from gpurender.demo.scene import draw
+
+    frames, shown = spoken
+    mouths = mouth_curve(speech.phonemes, np.arange(len(frames)) / 25)
+    points = landmarks(BUNDLED)
+    errors = []
+    for k in range(0, len(frames), 3):
+        x0, y0, x1, y1 = mouth_region(points[shown[k]])
+        truth = draw(shown[k], dict(zip(PARAMETERS, mouths[k].tolist(), strict=True)))[y0:y1, x0:x1]
+        errors.append(np.square(frames[k, y0:y1, x0:x1].astype(float) - truth).mean())
+    assert 10 * np.log10(255**2 / np.mean(errors)) >= 30
 
 
 def test_silence_and_tones(tmp_path: Path) -> None:

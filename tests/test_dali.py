@@ -9,8 +9,8 @@ from conftest import MakeTemplate, opencv, picture, turned
 from PIL import Image
 from test_pictures import ENCODED, PHOTO, encode
 
-from gpurender import DeviceError, InputError, Template, frame_order, load_engine, load_features, open_template, render
-from gpurender.dali_pictures import AT_ONCE, DaliPictures, find_dali, unfit
+from gpurender import DeviceError, InputError, open_template
+from gpurender.dali_pictures import AT_ONCE, DaliPictures, load_dali, unfit
 from gpurender.decoders import choose_picture_decoder
 from gpurender.pictures import Pictures, keep_mask, open_pictures, read_picture
 
@@ -32,10 +32,6 @@ def write_pictures(path: Path, count: int, suffix: str = ".jpg") -> list[Path]:
     for i, file in enumerate(files):
         Image.fromarray(picture(117, 83, i)).save(file)
     return files
-
-
-def test_the_version_is_found() -> None:
-    assert int(find_dali().split(".")[0]) >= 2
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------
@@ -219,20 +215,6 @@ def test_the_sample(shared: Path) -> None:
         np.testing.assert_array_equal(frame.numpy(), opencv(path / f"full_body_img/{i}.jpg"))
 
 
-def test_a_render_by_dali_is_a_render_by_pillow(make_template: MakeTemplate, tiny_unet: Path, tmp_path: Path) -> None:
-    path = make_template(parsing=True)
-    np.save(tmp_path / "heard.npy", np.random.default_rng(0).normal(size=(4, 512)).astype(np.float32))
-    features = load_features(tmp_path / "heard.npy")
-    engine = load_engine(tiny_unet, mode="ave", device=CPU, engine="torch", precision="fp32")
-
-    def rendered(template: Template) -> torch.Tensor:
-        return torch.cat(list(render(template, features, engine, batch=2)))
-
-    dali, pillow = (rendered(open_template(path, decoder=name)) for name in ("dali", "pillow"))
-    assert frame_order(5, range(len(features)))[-1] == len(features)
-    assert torch.equal(dali, pillow)
-
-
 # --- who decodes -----------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +236,7 @@ def test_without_dali_pillow_decodes_and_says_so(tmp_path: Path, monkeypatch: py
     pictures = open_pictures(write_pictures(tmp_path, 1))
     words = r"DALI is not installed; on Linux, pip install 'gpurender\[gpu\]'"
     with pytest.raises(DeviceError, match=words):
-        find_dali()
+        load_dali()
     with pytest.raises(DeviceError, match=words):
         choose_picture_decoder(pictures, "dali", CPU, [])
     source, name = choose_picture_decoder(pictures, "auto", torch.device("cuda"), notes := [])

@@ -1,3 +1,4 @@
+import itertools
 import os
 import stat
 from pathlib import Path
@@ -96,8 +97,9 @@ def test_refusals(tmp_path: Path, tiny_unet: Path) -> None:
 
 
 def test_the_cache_is_private_and_keyed_by_content(
-    tmp_path: Path, tiny_unet: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_unet: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gpurender.export.onnx_bytes", lambda *arguments: tiny_onnx.read_bytes())
     monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
     first = cached_onnx(tiny_unet)
     assert stat.S_IMODE(cache_directory().stat().st_mode) == 0o700
@@ -112,17 +114,15 @@ def test_the_cache_is_private_and_keyed_by_content(
 
 
 def test_two_programs_may_fill_the_cache_at_once(
-    tmp_path: Path, tiny_unet: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_unet: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gpurender.export as module
+    def made(*arguments: object) -> bytes:
+        if next(calls) == 0:
+            cached_onnx(tiny_unet)  # the other program is done first
+        return tiny_onnx.read_bytes()
 
-    def slow(*arguments: object) -> bytes:
-        model = real(*arguments)  # pyright: ignore
-        cached_onnx(tiny_unet)  # the other program is done first
-        return model
-
-    real = module.onnx_bytes
+    calls = itertools.count()
+    monkeypatch.setattr("gpurender.export.onnx_bytes", made)
     monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
-    calls = iter([slow, real])
-    monkeypatch.setattr(module, "onnx_bytes", lambda *arguments: next(calls)(*arguments))
     onnx.checker.check_model(str(cached_onnx(tiny_unet)))
+    assert next(calls) == 2

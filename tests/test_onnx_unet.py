@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto, helper, numpy_helper
 
 from gpurender import InputError, UNet, load_engine, load_unet, predict
-from gpurender.export import example_input, export_onnx
+from gpurender.export import cached_onnx, example_input
 from gpurender.find import BUNDLED
 from gpurender.half import to_half
 from gpurender.network import Mode
@@ -24,9 +24,8 @@ def far(a: UNet, b: UNet, frames: int = 2) -> float:
 
 
 @pytest.mark.parametrize("mode", ["ave", "hubert", "wenet"])
-def test_it_is_the_module_that_was_exported(tiny_of: Callable[[Mode], Path], tmp_path: Path, mode: Mode) -> None:
-    export_onnx(tiny_of(mode), tmp_path / "a.onnx", mode=mode)
-    network = unet_of_onnx(tmp_path / "a.onnx", mode)
+def test_it_is_the_module_that_was_exported(tiny_of: Callable[[Mode], Path], mode: Mode) -> None:
+    network = unet_of_onnx(cached_onnx(tiny_of(mode), mode), mode)
     assert network.mode == mode
     assert far(network, load_unet(tiny_of(mode), mode)) < 1e-5
 

@@ -1,6 +1,5 @@
 import io
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,42 +54,6 @@ def test_pixels_are_opencvs(tmp_path: Path, name: str) -> None:
 def test_palette_pixels_are_opencvs(tmp_path: Path) -> None:
     Image.fromarray(PHOTO).quantize(50).save(tmp_path / "0.png")
     np.testing.assert_array_equal(read_picture(tmp_path / "0.png").numpy(), opencv(tmp_path / "0.png"))
-
-
-def dali(paths: list[Path]) -> list[np.ndarray]:
-    """(H,W,3) RGB of each picture, as DALI's decoder reads it on a CPU."""
-    from nvidia.dali import fn, types
-    from nvidia.dali.pipeline import Pipeline
-
-    pipe = Pipeline(batch_size=len(paths), num_threads=1, device_id=None)
-    with pipe:
-        encoded, _ = fn.readers.file(files=[str(path) for path in paths])
-        pictures = fn.decoders.image(
-            encoded, device="cpu", output_type=types.DALIImageType.RGB, jpeg_fancy_upsampling=True
-        )
-        pipe.set_outputs(pictures)
-    pipe.build()
-    (batch,) = pipe.run()
-    return [np.array(batch.at(i)) for i in range(len(paths))]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
-def test_pixels_are_dalis(tmp_path: Path) -> None:
-    names = [name for name in ENCODED if name != "sixteen bits of grey"]  # by DALI, a level from OpenCV's
-    paths = []
-    for i, name in enumerate(names):
-        (tmp_path / str(i)).mkdir()
-        paths.append(encode(tmp_path / str(i), name))
-    for name, path, pixels in zip(names, paths, dali(paths), strict=True):
-        np.testing.assert_array_equal(read_picture(path).permute(1, 2, 0).numpy(), pixels, err_msg=name)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")
-def test_sample_pixels_are_dalis(shared: Path) -> None:
-    paths = [shared / "sample" / "template" / "full_body_img" / f"{i}.jpg" for i in range(0, 24, 8)]
-    paths += [shared / "sample" / "template" / "parsing" / f"{i}.png" for i in (0, 23)]
-    for path, pixels in zip(paths, dali(paths), strict=True):
-        np.testing.assert_array_equal(read_picture(path).permute(1, 2, 0).numpy(), pixels, err_msg=path.name)
 
 
 def assert_kept(parsing: np.ndarray) -> None:
