@@ -301,7 +301,7 @@ def mel_blocks(samples: Iterator[np.ndarray], device: torch.device, block_rows: 
     Wav2Lip's front end, as SyncTalk_2D uses it: pre-emphasis 0.97, STFT 800/200 with a periodic Hann window, centred
     with zeros, magnitude, 80 Slaney bands, decibels scaled to ±4. T = 1 + samples // 200 rows in all.
     """
-    window = torch.hann_window(N_FFT, device=device)
+    window = torch.hann_window(N_FFT, dtype=torch.float32, device=device)
     filters = mel_filters().to(device)
     need = (block_rows - 1) * HOP + N_FFT
     parts = [np.zeros(N_FFT // 2, np.float32)]  # the centring zeros; joined when there is a block of them

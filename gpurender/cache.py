@@ -1,7 +1,8 @@
 """The user's cache: what is made once of a network, and kept between runs."""
 
+import mmap
 import os
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 from .errors import OutputError
@@ -25,3 +26,25 @@ def hash_of(file: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with open(file, "rb") as stream:
         return file_digest(stream, "sha256").hexdigest()
+
+
+def hash_of_network(file: Path) -> str:
+    """The same of an ONNX file together with those beside it in which its weights may lie.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is empty.
+    """
+    with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"location") < 0:  # as ONNX calls where weights lie; most files hold them, and are not parsed
+            return hash_of(file)
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except DecodeError:  # whoever reads it will say so
+        return hash_of(file)
+    tensors = (*graph.initializer, *(attribute.t for node in graph.node for attribute in node.attribute))
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    beside = [path for name in sorted(names) if (path := file.parent / name).is_file()]
+    return sha256("".join(map(hash_of, [file, *beside])).encode()).hexdigest()

@@ -133,7 +133,7 @@ def face_input(crops: Tensor) -> Tensor:
     inner = crops[:, :, BORDER:-BORDER, BORDER:-BORDER].flip(1)
     if not crops.is_floating_point():
         pair = crops.new_empty(len(crops), 6, INNER, INNER, dtype=torch.float32)
-        torch.div(inner, 255, out=pair[:, :3])  # into its place: fresh memory for each step costs more than the step
+        pair[:, :3].copy_(inner).div_(255)  # in its place: fresh memory for each step costs more than the step
         pair[:, 3:] = pair[:, :3]
     else:
         pair = torch.cat([inner, inner], 1)

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .cache import cache_directory, hash_of
+from .cache import cache_directory, hash_of_network
 from .errors import InputError
+from .halves import load_onnx
 from .output import complete_or_absent
 
 HALF_VERSION = 1  # part of the cache key: raise it when what is made here changes
@@ -21,25 +22,23 @@ def cached_half(path: Path, notify: Callable[[str], None] = lambda text: None) -
     """The network in half precision, in the user's cache, made there if need be (a second).
 
     Raises:
-        InputError: ONNX Runtime cannot load the network.
+        InputError: the file is not ONNX, or ONNX Runtime cannot load the network.
     """
-    content = hash_of(path)[:32]
+    content = hash_of_network(path)[:32]
     half = cache_directory() / f"{content}-fp16-v{HALF_VERSION}.onnx"
     if not half.exists():
         notify(f"converting {path.name} to half precision, once")
+        model = to_half(folded(path, load_onnx(path)))
         with complete_or_absent(half, overwrite=True) as name:  # another program may be at it: either's will do
-            Path(name).write_bytes(to_half(folded(path)).SerializeToString())
+            Path(name).write_bytes(model.SerializeToString())
     return half
 
 
-def folded(path: Path, model: ModelProto | None = None) -> ModelProto:
-    """The network after ONNX Runtime's basic optimisations: the same arithmetic with its constants computed.
+def folded(path: Path, model: ModelProto) -> ModelProto:
+    """The network of a file after ONNX Runtime's basic optimisations: the same arithmetic with its constants computed.
 
     Above all, batch normalisations become part of the convolutions before them: their variances in half precision
     would be far from the truth.
-
-    Args:
-        model: what was made of the file; None is the file itself.
     """
     import onnxruntime
 
@@ -49,8 +48,7 @@ def folded(path: Path, model: ModelProto | None = None) -> ModelProto:
     with tempfile.TemporaryDirectory() as directory:
         options.optimized_model_filepath = f"{directory}/folded.onnx"
         try:
-            content = path if model is None else model.SerializeToString()
-            onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no class
             raise InputError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from None
         model = onnx.load(options.optimized_model_filepath)

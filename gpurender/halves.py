@@ -56,10 +56,7 @@ def read_halves(path: Path, mode: Mode | None = None) -> Halves:
 
 def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode]:
     """Read an ONNX file: its inputs are face and audio then, of known shapes but for the batch."""
-    try:
-        model = onnx.load(path)
-    except Exception:  # protobuf's errors, and those of files with external data
-        raise InputError(f"{path} is not an ONNX network that can be read.") from None
+    model = load_onnx(path)
     if not model.graph.node:
         raise InputError(f"{path} is not an ONNX network that can be read.")
     if model.functions:
@@ -78,6 +75,13 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
     del model.graph.value_info[:]
     model.graph.value_info.extend(shapes)
     return model, found
+
+
+def load_onnx(path: Path) -> ModelProto:
+    try:
+        return onnx.load(path)
+    except Exception:  # protobuf's errors, and those of files with external data
+        raise InputError(f"{path} is not an ONNX network that can be read.") from None
 
 
 def infer_shapes(model: ModelProto) -> list[ValueInfoProto]:

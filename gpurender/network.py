@@ -368,5 +368,6 @@ def fill(network: nn.Module, path: str | Path, weights: Weights) -> nn.Module:
             raise InputError(f"{path}: {name} has shape {tuple(value.shape)}, expected {shapes[name]}.")
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(f"{path}: {name} holds NaN or infinite weights.")
+    network.float()  # whatever torch's default type is
     network.load_state_dict(weights, strict=False)  # only num_batches_tracked may be absent, see check_keys
-    return network.float().eval()
+    return network.eval()

@@ -88,7 +88,7 @@ def convolutions_of(model: ModelProto, face: str, audio: str) -> list[list[Convo
         weight, *bias = (torch.from_numpy(np.array(numpy_helper.to_array(values[name]))) for name in node.input[1:])
         chain = chains[2 if node.output[0] in sees & hears else node.output[0] in hears]
         if not any(weight.equal(other) for other, _ in chain):
-            chain.append((weight, bias[0] if bias else torch.zeros(len(weight))))
+            chain.append((weight, bias[0] if bias else weight.new_zeros(len(weight))))
     return chains
 
 

@@ -89,7 +89,7 @@ class OpenVinoEngine:
         return self._decoder.kept(encoded) if isinstance(self._decoder, UpDecoder) else encoded
 
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
-        pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0])
+        pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0], dtype=torch.float32)
         seen_and_heard = [(*seen, heard) for seen, heard in zip(encoded, audio, strict=True)]
         under_way = self._decoder.start(seen_and_heard, [(picture,) for picture in pictures])
 

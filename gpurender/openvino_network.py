@@ -1,7 +1,6 @@
 """An ONNX network made ready for OpenVINO on a processor, once: its halves are kept in the user's cache."""
 
 import ctypes
-import mmap
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import openvino
 from onnx import ModelProto
 from openvino import preprocess
 
-from .cache import cache_directory, hash_of
+from .cache import cache_directory, hash_of_network
 from .errors import InputError, OutputError
 from .half import to_float32
 from .halves import cut, read_network
@@ -58,10 +57,7 @@ def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
 def kept_directory(path: Path, mode: Mode | None) -> Path | None:
     """Where the halves of a file are kept; None if nowhere."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(b"location") >= 0:  # as ONNX calls the files in which weights lie: those may change
-                return None
-        return cache_directory() / f"{hash_of(path)[:32]}-{mode or 'any'}-v{KEPT_VERSION}-openvino{version()}"
+        return cache_directory() / f"{hash_of_network(path)[:32]}-{mode or 'any'}-v{KEPT_VERSION}-openvino{version()}"
     except (OSError, OutputError, ValueError):  # a file that cannot be read, no cache, an empty file
         return None
 

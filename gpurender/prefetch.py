@@ -1,5 +1,6 @@
 """Runs stages of a pipeline side by side: each on a thread of its own and, on a GPU, a stream of its own."""
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,6 +14,17 @@ from .timings import Timings
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+UNDER_WAY: dict[threading.Thread, Callable[[], None]] = {}
+"""Threads and what ends them, outer stages before those that they take from."""
+
+
+@atexit.register
+def end_threads() -> None:
+    """A program may end while somebody holds a render that is not over: its threads must not be at work in torch or
+    OpenVINO when Python ends them, which would abort the process."""
+    for end in list(UNDER_WAY.values()):
+        end()
 
 
 def stage(
@@ -56,9 +68,6 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # what was prepared before may be under way still
 
-    def put(more: bool, value: Any) -> None:
-        ready.put((more, value, stream.record_event() if stream is not None else None))
-
     def work() -> None:
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             try:
@@ -66,19 +75,26 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
                 for item in iterator:
                     if stopped.is_set():
                         return
-                    put(True, item)
+                    ready.put((True, item, stream.record_event() if stream is not None else None))
                     del item  # as below: it belongs to the caller now
                     room.get()
                     if stopped.is_set():
                         return
-                put(False, None)
+                ready.put((False, None, None))
             except BaseException as error:  # handed over, raised by the caller
-                put(False, error)
+                ready.put((False, error, None))
             finally:
                 if isinstance(iterator, Generator):
                     iterator.close()
 
     worker = threading.Thread(target=work, name="prefetch", daemon=True)
+
+    def end() -> None:
+        stopped.set()
+        room.put(None)
+        worker.join()
+
+    UNDER_WAY[worker] = end
     worker.start()
     try:
         while True:
@@ -99,9 +115,8 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
             yield value
             del value  # a batch must not stay alive while the next one is awaited
     finally:
-        stopped.set()
-        room.put(None)
-        worker.join()
+        end()
+        del UNDER_WAY[worker]
         if stream is not None:
             torch.cuda.current_stream(device).wait_stream(stream)
 

@@ -27,7 +27,7 @@ from .crop import crop_and_mask
 from .cuda import resolve_device
 from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
-from .errors import DeviceError, OutputError
+from .errors import DeviceError, InputError, OutputError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template
 from .host_memory import free_memory
@@ -100,9 +100,11 @@ def render(
         even; `len(features)` frames in all; the last batch may be smaller.
 
     Raises:
-        InputError: a template frame cannot be decoded.
+        InputError: a template frame cannot be decoded, or the batch is not at least 1.
         DeviceError: the GPU's memory does not do for a single frame.
     """
+    if batch is not None and batch < 1:
+        raise InputError(f"a batch of {batch} frames cannot be rendered; give at least 1.")
     timings = timings or Timings()
     times = Counter(frame_order(len(template), range(len(features)), order, start_frame))
     shown_again = {index for index, count in times.items() if count > 1}

@@ -38,6 +38,7 @@ class Segment:
         self._room = room
         self._parts: queue.SimpleQueue[Part | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
+        self._ended = False
 
     def put(self, frames: Tensor) -> None:
         there = torch.cuda.current_stream(frames.device).record_event() if frames.is_cuda else None
@@ -51,8 +52,9 @@ class Segment:
 
     def frames(self) -> Iterator[Tensor]:
         """Each part when it is there, for the current stream of whoever takes it."""
-        while (part := self._parts.get()) is not None and not self._stopped.is_set():
-            frames, there = part
+        for frames, there in self._taken():
+            if self._stopped.is_set():
+                return
             if there is not None:
                 stream = torch.cuda.current_stream(frames.device)
                 stream.wait_event(there)
@@ -62,8 +64,16 @@ class Segment:
 
     def drop(self) -> None:
         """Take what is still to come: its encoder failed."""
-        while self._parts.get() is not None:
+        for _ in self._taken():
             self._room.put(None)
+
+    def _taken(self) -> Iterator[Part]:
+        """Parts as they come; none, once the last has."""
+        while not self._ended:
+            part = self._parts.get()
+            self._ended = part is None
+            if part is not None:
+                yield part
 
 
 def encoded_in_segments(

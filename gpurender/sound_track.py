@@ -32,10 +32,15 @@ class SoundTrack:
         rates = av.Codec("aac", "w").audio_rates or [track.rate]
         rate = min(rates, key=lambda rate: abs(rate - track.rate))
         layout = track.layout.name
+        self._channels = layout if layout.endswith("channels") else f"channels ({layout})"
         if layout == f"{track.layout.nb_channels} channels":  # a plain WAV does not say which is which
             layout = LAYOUTS.get(track.layout.nb_channels, "stereo")
         self._stream = cast(AudioStream, container.add_stream("aac", rate, layout=layout))
-        self._packets = prefetch(self._encode(_decode(sound, source)), AHEAD)
+        try:
+            self._stream.codec_context.open()
+        except av.error.FFmpegError as error:
+            raise self._impossible(sound, error) from None
+        self._packets = prefetch(self._encode(sound, _decode(sound, source)), AHEAD)
         self._written_seconds: Fraction | float = 0
 
     def write_until(self, seconds: Fraction | None) -> None:
@@ -52,7 +57,18 @@ class SoundTrack:
         """End the thread, which reads the source."""
         self._packets.close()
 
-    def _encode(self, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
+    def _encode(self, sound: str | Path, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
+        try:
+            yield from self._encoded(frames)
+        except av.error.FFmpegError as error:
+            raise self._impossible(sound, error) from None
+
+    def _impossible(self, sound: str | Path, error: av.error.FFmpegError) -> InputError:
+        return InputError(
+            f"{sound}: FFmpeg cannot make AAC of its {self._channels} ({error.strerror}); mix it to stereo first."
+        )
+
+    def _encoded(self, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
         context = cast(AudioCodecContext, self._stream.codec_context)
         samples = 0
         for _, alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):

@@ -202,7 +202,7 @@ def open_template(
     for number, rect in rects.items():
         check_rect(names[number], rect, source.size)
     masks = None
-    if mask_files := find_masks(path, {number: names[number] for number in rects}, parsing):
+    if mask_files := find_masks(path, names, list(rects), parsing):
         masks = open_pictures(mask_files, like=(whose, source.size))
         masks, _ = choose_picture_decoder(masks, BESIDE_VIDEO.get(decoder, decoder), device, notes)
     if memory_budget is None:
@@ -292,18 +292,19 @@ def numbering_shift(pictures: Iterable[int], others: Iterable[int]) -> int:
     return 1 if min(pictures) == 1 and min(others) == 0 else 0
 
 
-def find_masks(path: Path, names: dict[int, str], parsing: bool | None) -> list[Path]:
+def find_masks(path: Path, names: dict[int, str], used: list[int], parsing: bool | None) -> list[Path]:
+    """The mask of each frame that is used: of the same number, if all frames have one."""
     directory = path / "parsing"
     if parsing is False or (parsing is None and not directory.is_dir()):
         return []
     masks = numbered(directory, (".png",), "parsing masks")
-    shift = numbering_shift(names, masks)
-    without = [name for number, name in names.items() if number - shift not in masks]
+    shift = 0 if names.keys() <= masks.keys() else numbering_shift(names, masks)
+    without = [names[number] for number in used if number - shift not in masks]
     if without:
         raise InputError(
             f"{directory} has no mask for {listed(without)}; give --no-parsing to render without the masks."
         )
-    return [masks[number - shift] for number in names]
+    return [masks[number - shift] for number in used]
 
 
 def listed(names: list[str]) -> str:

@@ -73,19 +73,21 @@ class Timings:
             if self.spans is not None and self._first is not None:
                 self.spans.append(Span(name, False, thread, began - self._first, ended - self._first))
         if events:
-            running = self._running.setdefault(name, [])
-            running.append(Running(thread, *events))
-            while running[0].end.query() and len(running) > 1:
-                self._add_device_time(name, running.pop(0))
+            with self._one_thread:
+                running = self._running.setdefault(name, [])
+                running.append(Running(thread, *events))
+                while len(running) > 1 and running[0].end.query():
+                    self._add_device_time(name, running.pop(0))
         return done
 
     def finish(self) -> None:
         """Wait for the GPU to end what is still under way, and count it."""
-        for name, running in self._running.items():
-            while running:
-                work = running.pop(0)
-                work.end.synchronize()
-                self._add_device_time(name, work)
+        with self._one_thread:
+            for name, running in self._running.items():
+                while running:
+                    work = running.pop(0)
+                    work.end.synchronize()
+                    self._add_device_time(name, work)
 
     def _set_clocks(self, device: torch.device) -> None:
         """The moment from which spans are counted, and an event on the GPU whose moment is known: it is waited for."""
@@ -100,12 +102,11 @@ class Timings:
 
     def _add_device_time(self, name: str, work: Running) -> None:
         seconds = work.start.elapsed_time(work.end) / 1000
-        with self._one_thread:
-            self.device_seconds[name] = self.device_seconds.get(name, 0.0) + seconds
-            if self.spans is not None and self._gpu_clock is not None:
-                event, moment = self._gpu_clock
-                start = moment + event.elapsed_time(work.start) / 1000
-                self.spans.append(Span(name, True, work.thread, start, start + seconds))
+        self.device_seconds[name] = self.device_seconds.get(name, 0.0) + seconds
+        if self.spans is not None and self._gpu_clock is not None:
+            event, moment = self._gpu_clock
+            start = moment + event.elapsed_time(work.start) / 1000
+            self.spans.append(Span(name, True, work.thread, start, start + seconds))
 
 
 def write_trace(file: Path, spans: Sequence[Span], overwrite: bool) -> None:

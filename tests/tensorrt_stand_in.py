@@ -28,7 +28,7 @@ def in_precision(path: Path, precision: Precision) -> ModelProto:
     """The network of a float32 file in `fp32`, `fp16` or `mixed`."""
     if precision == "fp32":
         return onnx.load(path)
-    half = to_half(folded(path))
+    half = to_half(folded(path, onnx.load(path)))
     return widen_depthwise(half) if precision == "mixed" else half
 
 

@@ -449,12 +449,18 @@ def test_sounds_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").write_bytes(b"")
     flac = clicks(tmp_path / "cut.flac", 48_000, 2).read_bytes()
     (tmp_path / "cut.flac").write_bytes(flac[: len(flac) * 2 // 3])
+    with av.open(str(tmp_path / "cube.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", 16_000, layout="cube")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8 * 16_000), np.int16), "s16", "cube")
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))  # pyright: ignore
     reasons = {
         "silent.mp4": "silent.mp4 has no sound track",
         "garbage.wav": "garbage.wav is not sound that can be decoded",
         "empty.wav": "empty.wav is not sound that can be decoded",
         "absent.wav": "no such sound file",
         "cut.flac": "cut.flac: the sound breaks off",
+        "cube.wav": r"cube.wav: FFmpeg cannot make AAC of its channels \(cube\)",
     }
     before = sorted(tmp_path.iterdir())
     for name, words in reasons.items():

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 import gpurender.halves as module
 from gpurender import InputError
 from gpurender.export import example_input
-from gpurender.half import cached_half, folded, to_half, widen_depthwise
+from gpurender.half import to_half
 from gpurender.halves import Halves, read_halves
 
 
@@ -128,53 +128,3 @@ def test_files_that_are_no_networks(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match="not an ONNX network that can be read"):
             read_halves(tmp_path / name)
-
-
-# --- half precision --------------------------------------------------------------------------------------------------
-
-
-def test_half_precision_is_all_through(tiny_onnx: Path) -> None:
-    half = to_half(folded(tiny_onnx))
-    onnx.checker.check_model(half, full_check=True)
-    # The five upsamplings' scales stay float32: the operator takes nothing else.
-    exact = [t.name for t in half.graph.initializer if t.data_type == TensorProto.FLOAT]
-    scales = {node.input[2] for node in half.graph.node if node.op_type == "Resize"}
-    assert set(exact) == scales
-    assert not [node for node in half.graph.node if node.op_type in ("BatchNormalization", "Cast")]
-    assert {p.key: p.value for p in half.metadata_props}["gpurender.precision"] == "fp16"
-
-
-def test_only_depthwise_convolutions_are_widened(tiny_onnx: Path) -> None:
-    half = to_half(folded(tiny_onnx))
-    before = half.SerializeToString()
-    wide = widen_depthwise(half)
-    assert half.SerializeToString() == before
-    onnx.checker.check_model(wide, full_check=True)
-    types = {tensor.name: tensor.data_type for tensor in wide.graph.initializer}
-    for node in wide.graph.node:
-        if node.op_type == "Conv":
-            grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
-            assert {types[name] for name in node.input[1:]} == {TensorProto.FLOAT if grouped else TensorProto.FLOAT16}
-    assert sum(node.op_type == "Cast" for node in wide.graph.node) == 60  # before and behind each of 30
-
-
-def test_weights_beyond_half_precision_are_the_largest_half(tmp_path: Path, tiny_onnx: Path) -> None:
-    model = onnx.load(tiny_onnx)
-    bias = next(t for t in model.graph.initializer if len(t.dims) == 1 and t.data_type == TensorProto.FLOAT)
-    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(bias.dims, 1e9, np.float32), bias.name))
-    half = to_half(model)
-    (found,) = (onnx.numpy_helper.to_array(t) for t in half.graph.initializer if t.name == bias.name)
-    assert np.isfinite(found).all()
-
-
-def test_half_networks_are_cached_by_content(tmp_path: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
-    told: list[str] = []
-    first = cached_half(tiny_onnx, told.append)
-    (tmp_path / "b.onnx").write_bytes(tiny_onnx.read_bytes())
-    assert cached_half(tmp_path / "b.onnx", told.append) == first
-    assert len(told) == 1
-    assert read_halves(first).half
-    (tmp_path / "c.onnx").write_bytes(b"hello")
-    with pytest.raises(InputError, match="cannot be loaded by ONNX Runtime"):
-        cached_half(tmp_path / "c.onnx")

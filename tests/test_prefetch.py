@@ -1,10 +1,12 @@
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,6 +116,47 @@ def test_an_error_of_the_caller_ends_the_thread() -> None:
     gc.collect()
     assert becomes(lambda: workers() == 0)
     assert source.closed
+
+
+LEFT = """
+import torch
+from gpurender.prefetch import prefetch
+
+def pictures(like):
+    for given in like:
+        for _ in range(20):
+            given = (given + 1) * 0.5
+        yield given
+
+some = (torch.zeros(4, 3, 720, 1280) for _ in range(100))
+outer = prefetch(pictures(prefetch(pictures(some))))
+next(outer)
+print("left")
+"""
+
+
+def test_a_program_may_end_before_the_items() -> None:
+    """Threads at work in torch would abort it as they are ended."""
+    for _ in range(3):
+        ended = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, timeout=100)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "left\n", "")
+
+
+def test_an_error_is_told_where_a_gpu_gives_no_event_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one that every later call gives again."""
+
+    class Broken:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+        def record_event(self) -> None:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Broken())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Broken())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        list(prefetch(range(3), 1, torch.device("cuda")))
 
 
 def test_nothing_runs_before_the_first_item_is_asked_for() -> None:

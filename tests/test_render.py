@@ -15,15 +15,18 @@ import gpurender
 from gpurender import (
     DeviceError,
     Engine,
+    InputError,
     crop_faces,
     face_input,
     frame_order,
+    load_audio_engine,
     load_engine,
     load_features,
     open_template,
     paste_faces,
     render,
 )
+from gpurender.engine import EngineName
 from gpurender.network import Encoded
 from gpurender.render import Pixels
 from gpurender.template import Order
@@ -43,6 +46,38 @@ def all_frames(template: Path, features: Path, unet: Path, device: torch.device,
     batches = list(render(opened, load_features(features, device=device), engine, **options))
     assert all(batch.device.type == device.type and batch.dtype == torch.uint8 for batch in batches)
     return torch.cat(batches).cpu()
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_is_at_least_one(make_template: MakeTemplate, features_file: Path, tiny_unet: Path, batch: int) -> None:
+    with pytest.raises(InputError, match=f"a batch of {batch} frames cannot be rendered"):
+        all_frames(make_template(), features_file, tiny_unet, torch.device("cpu"), batch=batch)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_torchs_default_type_is_not_the_renders(
+    make_template: MakeTemplate,
+    speech: Path,
+    tiny_unet: Path,
+    tiny_encoder: Path,
+    default: torch.dtype,
+    engine: EngineName,
+) -> None:
+    """The program around a render may have set it."""
+
+    def rendered() -> torch.Tensor:
+        features = load_features(speech, encoder=load_audio_engine(tiny_encoder))
+        runtime = load_engine(tiny_unet, device="cpu", engine=engine, precision="fp32")
+        return torch.cat(list(render(open_template(template), features, runtime)))
+
+    template = make_template()
+    expected = rendered()
+    try:
+        torch.set_default_dtype(default)
+        assert torch.equal(rendered(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_render_is_the_steps_one_after_another(

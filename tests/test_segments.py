@@ -13,6 +13,7 @@ from av.packet import Packet
 from test_encode import decoded, opened, plane, smooth
 
 from gpurender import rgb_to_nv12, segments, software_encoder
+from gpurender.prefetch import prefetch
 from gpurender.segments import encoded_in_segments
 from gpurender.software_encoder import SoftwareEncoder, segments_at_once
 from gpurender.timings import Timings
@@ -148,6 +149,17 @@ def test_an_encoder_that_fails_ends_it(short: int, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="no more"):
         list(encoded_in_segments(iter(torch.arange(1000).split(8)), encode, 3))
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("segment", [0, 40, 980])
+def test_an_encoder_that_fails_as_it_is_flushed_ends_it(short: int, segment: int) -> None:
+    def encode(first: int, frames: Iterator[torch.Tensor]) -> Iterator[Packet]:
+        yield from numbered(first, prefetch(frames, 8))  # which has taken all by then
+        if first == segment:
+            raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        list(encoded_in_segments(iter(torch.arange(1000).split(8)), encode, 3))
 
 
 def test_a_caller_that_stops_early_is_not_kept(short: int) -> None:

@@ -116,6 +116,19 @@ def test_masks_count_as_images_or_from_0(make_template: MakeTemplate, masks_like
     assert keep.any(2).nonzero().tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
+def test_a_mask_too_many_before_the_first_frame_moves_none(make_template: MakeTemplate) -> None:
+    path = make_template(frames=4, parsing=True)
+    for i in range(4):
+        mask = np.zeros((240, 320, 3), np.uint8)
+        mask[i] = 255
+        Image.fromarray(mask).save(path / PARSING / f"{i}.png")
+    (path / IMAGES / "0.jpg").unlink()
+    (path / LANDMARKS / "0.lms").unlink()
+    _, keep = open_template(path).frames(range(3))
+    assert keep is not None
+    assert keep.any(2).nonzero().tolist() == [[0, 1], [1, 2], [2, 3]]
+
+
 def test_the_last_frame_may_lack_landmarks(make_template: MakeTemplate) -> None:
     path = make_template()
     (path / LANDMARKS / "4.lms").unlink()
