@@ -16,10 +16,8 @@ ENGINES = {
     "nvdec": "nvmlDeviceGetDecoderUtilization",
     "jpeg": "nvmlDeviceGetJpgUtilization",
 }
-NO_DRIVER = (
-    "there is no NVIDIA driver here (libcuda.so.1 is missing); a container gets the host's with --gpus all and "
-    "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video."
-)
+CONTAINER = "a container gets the host's with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video."
+NO_DRIVER = f"there is no NVIDIA driver here (libcuda.so.1 is missing); {CONTAINER}"
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

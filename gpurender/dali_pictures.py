@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import DeviceError, InputError
+from .errors import DeviceError, InputError, first_line
 from .pictures import Pictures, read_picture
 from .streams import hand_over
 
@@ -170,7 +170,3 @@ def unfit(file: Path) -> str | None:
     if head.startswith(b"\xff\xd8") and not tail.endswith(b"\xff\xd9"):
         return "it does not end as a JPEG ends"
     return None
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" :.")

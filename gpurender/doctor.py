@@ -12,7 +12,6 @@ import av
 import numpy as np
 import torch
 
-from . import nvenc
 from .choose_engine import load_engine
 from .crop import CROP, INNER, crop_faces
 from .cuda import driver_version, fixed_function_engines, why_no_cuda
@@ -27,6 +26,7 @@ from .nvdec import find_nvdec
 from .ops import why_no_kernels
 from .paste import paste_faces
 from .pictures import read_picture
+from .pynvvideocodec import load_pynvvideocodec
 from .render import make
 from .report import installed, processor
 from .software_encoder import Codec
@@ -331,7 +331,7 @@ def say_installed(module: str) -> str:
         from .tensorrt_build import find_tensorrt
 
         raise DeviceError(f"{find_tensorrt()} is installed, but there is no GPU to run it.")
-    nvenc.load_codec()
+    load_pynvvideocodec()
     raise DeviceError("PyNvVideoCodec is installed, but there is no GPU.")
 
 

@@ -11,3 +11,8 @@ class DeviceError(RuntimeError):
 
 class OutputError(OSError):
     """The result could not be written: the disk is full, or the path cannot be written to."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without the lines behind the first; its kind, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" :.")

@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .cache import cache_directory, hash_of_network
-from .errors import InputError
+from .errors import InputError, first_line
 from .halves import load_onnx
 from .output import complete_or_absent
 
@@ -50,7 +50,7 @@ def folded(path: Path, model: ModelProto) -> ModelProto:
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no class
-            raise InputError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{path} cannot be loaded by ONNX Runtime: {first_line(error)}") from None
         model = onnx.load(options.optimized_model_filepath)
     used = {node.domain for node in model.graph.node}
     kept = [opset for opset in model.opset_import if opset.domain in used]

@@ -10,7 +10,7 @@ import onnx.shape_inference
 import onnx.utils
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .network import FACE_SHAPE, WINDOW_SHAPES, Mode
 
 KEPT_BYTES = 4 * 2**20  # a frame, in float32, of one tensor between the halves
@@ -70,8 +70,7 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
     try:
         shapes = infer_shapes(model)
     except onnx.shape_inference.InferenceError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path} is not an ONNX network that can be read: {reason}") from None
+        raise InputError(f"{path} is not an ONNX network that can be read: {first_line(error)}") from None
     del model.graph.value_info[:]
     model.graph.value_info.extend(shapes)
     return model, found

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 Mode = Literal["ave", "hubert", "wenet"]
 
@@ -332,7 +332,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except IsADirectoryError:
         raise InputError(f"{path} is a directory; give the checkpoint file in it.") from None
     except Exception as error:  # torch raises pickle, zip, runtime, EOF and key errors alike for a broken file
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if "weights_only" in str(error):
             reason = "it holds more than tensors"
         raise InputError(

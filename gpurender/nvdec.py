@@ -12,11 +12,10 @@ from torch import Tensor
 
 from .color import Matrix, Siting, nv12_to_rgb
 from .errors import DeviceError, InputError
-from .nvenc import load_codec, reason
+from .pynvvideocodec import explained, load_pynvvideocodec, reason
 from .streams import hand_over
 from .video import AS_OPENCV, VideoFrames
 
-CONTAINER = "in a container, set NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
 MATRICES: dict[int, Matrix] = {1: "bt709", 9: "bt2020"}  # by H.273's numbers
 SITINGS: tuple[Siting, ...] = ("left", "centre", "top left", "top")
 AT_ONCE = 8
@@ -191,7 +190,7 @@ def find_nvdec() -> str:
     """
     if not torch.cuda.is_available():  # asked first: without a GPU, PyNvVideoCodec's decoder ends the process
         raise DeviceError("there is no CUDA GPU for NVDEC.")
-    return load_codec().__version__
+    return load_pynvvideocodec().__version__
 
 
 def check_fit(video: VideoFrames) -> None:
@@ -224,7 +223,7 @@ def open_decoder(video: VideoFrames, gpu: int, stream: int) -> Decoder:
     Raises:
         DeviceError: it does not decode this file here.
     """
-    codec = load_codec()
+    codec = load_pynvvideocodec()
     try:
         return codec.SimpleDecoder(
             str(video.file.absolute()),
@@ -235,7 +234,7 @@ def open_decoder(video: VideoFrames, gpu: int, stream: int) -> Decoder:
         )
     except Exception as error:  # PyNvVideoCodec's derive from Exception alone
         if "libnvcuvid" in str(error):
-            raise DeviceError(f"the driver's libnvcuvid.so.1 is missing; {CONTAINER}.") from None
+            raise DeviceError(explained(error)) from None
         raise DeviceError(f"NVDEC cannot decode {video.file.name} ({reason(error)}).") from None
 
 

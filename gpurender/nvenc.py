@@ -1,13 +1,9 @@
 """NVENC: video encoded by the GPU's own encoder. Frames stay on the GPU; what crosses to the host is the video."""
 
-import importlib
-import logging
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from fractions import Fraction
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,17 +11,17 @@ from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
-from .cuda import NO_DRIVER, context_kept, driver_is_here, why_no_cuda
+from .cuda import context_kept, why_no_cuda
 from .elementary import ElementaryTrack
 from .errors import DeviceError
 from .prefetch import stage
+from .pynvvideocodec import explained, load_pynvvideocodec
 from .software_encoder import Codec, as_nv12
 from .timings import Timings
 
 QUALITY: dict[Codec, int] = {"h264": 20, "hevc": 22, "av1": 24}  # where none is asked for
 KEYFRAME_SECONDS = 4  # players seek to keyframes
 B_FRAMES = 2
-NO_NVENC, NO_MEMORY = 2, 10  # NVENC's status codes
 
 
 class NvencEncoder:
@@ -48,7 +44,7 @@ class NvencEncoder:
         self.name = f"nvenc {codec}"
         self._device = device
         width, height = (side + side % 2 for side in size)
-        self._codec = load_codec()
+        self._codec = load_pynvvideocodec()
         abilities = encoder_abilities(device.index or 0, codec)
         largest = abilities.get("width_max", width), abilities.get("height_max", height)
         if width > largest[0] or height > largest[1]:
@@ -154,51 +150,8 @@ def encoder_abilities(gpu: int, codec: Codec) -> dict[str, int]:
         raise DeviceError(f"there is no GPU for NVENC: {why_no_cuda()}")
     try:
         with context_kept():
-            return dict(load_codec().GetEncoderCaps(gpuid=gpu, codec=codec))
+            return dict(load_pynvvideocodec().GetEncoderCaps(gpuid=gpu, codec=codec))
     except DeviceError:
         raise
     except Exception as error:
         raise DeviceError(explained(error)) from None
-
-
-def load_codec() -> ModuleType:
-    """PyNvVideoCodec; imported where it is used, because it needs the driver's libraries.
-
-    Raises:
-        DeviceError: it is not installed, or does not find the driver.
-    """
-    logging.getLogger("PyNvVideoCodec").addHandler(logging.NullHandler())  # what it logs is in its errors as well
-    try:
-        return importlib.import_module("PyNvVideoCodec")
-    except ModuleNotFoundError:
-        raise DeviceError("PyNvVideoCodec is not installed; pip install 'gpurender[gpu]'.") from None
-    except (ImportError, RuntimeError, OSError) as error:
-        raise DeviceError(explained(error)) from None
-
-
-def explained(error: Exception) -> str:
-    """One line on why the video hardware cannot be used, and what to do."""
-    text = str(error)
-    if "libcuda.so" in text or ("libnvidia-encode.so" in text and not driver_is_here()):
-        return NO_DRIVER
-    if "libnvidia-encode.so" in text or "libnvcuvid.so" in text:
-        return (
-            "the NVIDIA driver's video libraries are missing; a container needs "
-            "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video."
-        )
-    if "too old" in text:
-        return "the NVIDIA driver is too old for PyNvVideoCodec; update it."
-    found = re.search(r"error code : (\d+)", text, re.IGNORECASE)
-    code = int(found.group(1)) if found else None
-    if code == NO_NVENC:
-        return "this GPU has no NVENC (A100, H100 and H200 have none), or not for this codec."
-    if code == NO_MEMORY:
-        return "NVENC's sessions or memory are used up; end other encoders on this GPU."
-    return f"NVENC failed ({reason(error)})."
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, in one line: PyNvVideoCodec's messages have it after `Error Type`."""
-    text = str(error).strip() or type(error).__name__
-    told = re.search(r"Error Type : (.*)", text)
-    return (told.group(1) if told else text.splitlines()[0]).strip(" :.")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.library import Library, infer_schema
 
+from .errors import first_line
+
 Impl = Literal["reference", "kernel"]
 """Kornia and torch on any device, or the Triton kernel."""
 
@@ -88,6 +90,7 @@ def why_no_kernels(device_type: str) -> str | None:
         driver: Any = triton.runtime.driver.active
         assert driver.utils  # which Triton compiles when it is first used
     except Exception as error:  # of the compiler, the linker, the driver
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"does not start ({lines[0]}); Triton needs gcc and Python's headers: apt install gcc python3-dev"
+        return (
+            f"does not start ({first_line(error)}); Triton needs gcc and Python's headers: apt install gcc python3-dev"
+        )
     return None

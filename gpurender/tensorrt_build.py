@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from onnx import ModelProto
 
-from .errors import DeviceError
+from .errors import DeviceError, first_line
 
 Capability = tuple[int, int]
 INSTALL = "pip install 'gpurender[gpu]' for TensorRT, or 'gpurender[rtx]' for TensorRT-RTX on GeForce and RTX GPUs"
@@ -61,10 +61,6 @@ def find_tensorrt() -> TensorRt:
     if reasons:
         raise DeviceError(f"{'; '.join(reasons)}. Install it again: {INSTALL}.")
     raise DeviceError(f"TensorRT is not installed: {INSTALL}.")
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_capability(tensorrt: TensorRt, capability: Capability, gpu: str) -> None:

@@ -9,6 +9,7 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from .cuda_graphs import Turns, captured
+from .errors import first_line
 from .halves import Halves
 from .network import Encoded, Mode
 from .tensorrt_build import PlanError
@@ -175,7 +176,7 @@ class Runner:
         try:
             return captured(lambda handle: self._launch(self._full, handle), self._device)
         except (RuntimeError, PlanError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             self._notes.append(f"TensorRT's launches could not be captured in a CUDA graph ({reason})")
             return None
 

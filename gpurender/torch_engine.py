@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .cuda_graphs import Turns, captured
+from .errors import first_line
 from .export import example_input
 from .fused_network import FusedUNet
 from .network import Encoded, Mode, UNet, load_unet
@@ -60,8 +61,8 @@ class TorchEngine:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of the compiler, the assembler, the driver
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            self.notes.append(f"torch's layers run the network, not kernels, which do not start ({reason[0]})")
+            reason = first_line(error)
+            self.notes.append(f"torch's layers run the network, not kernels, which do not start ({reason})")
             return None
         return fused
 
@@ -151,7 +152,7 @@ class Replays:
             self._replay = captured(launch, self._device)
         except RuntimeError as error:
             self._works = False
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             self._notes.append(f"torch's launches could not be captured in a CUDA graph ({reason})")
 
 

@@ -319,7 +319,7 @@ except DeviceError as error:
 def test_a_driver_without_its_video_part_is_told(driver_stub: dict[str, str], tmp_path: Path) -> None:
     done = run_python(OPEN.format(file=str(video(tmp_path, frames=2))), driver_stub, gpus=1)
     assert done.stdout == (
-        "the driver's libnvcuvid.so.1 is missing; in a container, set "
+        "the NVIDIA driver's video libraries are missing; a container gets the host's with --gpus all and "
         "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video.\n"
     ), done.stderr
 
@@ -341,7 +341,10 @@ def test_without_a_gpu_the_package_ends_the_process(driver_stub: dict[str, str],
 
 @pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="there may be a driver")
 def test_without_a_driver_that_is_told(driver_stub: dict[str, str]) -> None:
-    code = "from gpurender.nvenc import load_codec\ntry: load_codec()\nexcept Exception as error: print(repr(error))"
+    code = (
+        "from gpurender.pynvvideocodec import load_pynvvideocodec\n"
+        "try: load_pynvvideocodec()\nexcept Exception as error: print(repr(error))"
+    )
     done = run_python(code, {**driver_stub, "LD_LIBRARY_PATH": ""})
     assert done.stdout.startswith("DeviceError("), done.stderr
     assert "driver" in done.stdout

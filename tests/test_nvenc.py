@@ -18,9 +18,10 @@ from driver_stub import run_python
 from test_encode import clicks, smooth
 from torch.utils.dlpack import from_dlpack
 
-from gpurender import DeviceError, nvenc, rgb_to_nv12, write_frames
+from gpurender import DeviceError, nvenc, pynvvideocodec, rgb_to_nv12, write_frames
 from gpurender.encode import open_encoder
-from gpurender.nvenc import explained, session_settings
+from gpurender.nvenc import session_settings
+from gpurender.pynvvideocodec import explained
 from gpurender.software_encoder import Codec
 
 
@@ -79,7 +80,7 @@ class StandIn:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """PyNvVideoCodec's stand-in, and streams that a machine without a GPU lacks."""
     codec = StandIn()
-    monkeypatch.setattr(nvenc, "load_codec", lambda: codec)
+    monkeypatch.setattr(nvenc, "load_pynvvideocodec", lambda: codec)
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=1234))
@@ -196,7 +197,7 @@ def test_settings(codec: Codec) -> None:
     ],
 )
 def test_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, message: str, words: str) -> None:
-    monkeypatch.setattr(nvenc, "driver_is_here", lambda: True)
+    monkeypatch.setattr(pynvvideocodec, "driver_is_here", lambda: True)
     line = explained(RuntimeError(message + "\n\n=== TROUBLESHOOTING STEPS ===\n…"))
     assert words in line
     assert "\n" not in line
