@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from math import isfinite, prod
 from pathlib import Path
 from tokenize import TokenError
+from typing import cast
 
 import av
 import av.error
@@ -15,6 +16,7 @@ import numpy as np
 import soxr
 import torch
 import torch.nn.functional as F
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from torch import Tensor
 
@@ -126,6 +128,8 @@ def load_features(
         raise InputError(f"{path}: there is no such sound or feature file.")
     if path.is_dir():
         raise InputError(f"{path} is a directory; give a sound or feature file.")
+    if not path.is_file():
+        raise InputError(f"{path} is a pipe or a device; sound is read twice, to be heard and for the video: save it.")
     if path.suffix.lower() in FEATURE_FILES:
         return _stored_features(path, fps, device)
     if encoder is None:
@@ -256,7 +260,7 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
         rate = 0
         total = 0
         try:
-            for frame in container.decode(stream):
+            for frame in decoded_frames(container, stream):
                 if resample is None:
                     rate = frame.sample_rate
                     resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
@@ -279,6 +283,26 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
         if resample is None or total == 0:
             raise InputError(f"{path}: the sound track is empty.")
         yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def decoded_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+    """A sound's frames. What cannot be decoded is left out, if more follows: tags and cuts in joined files, for one.
+
+    Raises:
+        av.error.FFmpegError: the sound ends so.
+    """
+    failed = None
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            failed = error
+            continue
+        if frames:
+            failed = None
+        yield from cast(list[av.AudioFrame], frames)
+    if failed is not None:
+        raise failed
 
 
 def open_sound(path: str | Path) -> InputContainer:

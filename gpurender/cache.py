@@ -2,10 +2,12 @@
 
 import mmap
 import os
+from collections.abc import Iterable
 from hashlib import file_digest, sha256
 from pathlib import Path
 
 from .errors import OutputError
+from .output import write_text
 
 
 def cache_directory() -> Path:
@@ -20,6 +22,21 @@ def cache_directory() -> Path:
     if foreign:  # somebody else could put a network there for us to run
         raise OutputError(f"cache directory {path} is not yours alone to write; set GPURENDER_CACHE to another.")
     return path
+
+
+def seal(sums: Path, files: Iterable[Path]) -> None:
+    """Write what `is_whole` goes by: the hashes of files that lie beside `sums`, as sha256sum writes them."""
+    write_text(sums, "".join(f"{hash_of(file)}  {file.name}\n" for file in sorted(files)), overwrite=True)
+
+
+def is_whole(sums: Path) -> bool:
+    """Whether the files that were sealed are there as they were: a full disk or a lost power supply may have cut them
+    off, or left zeros in them, and a network would draw wrongly without a word."""
+    try:
+        lines = [line.split("  ", 1) for line in sums.read_text("utf-8").splitlines()]
+        return bool(lines) and all(hash_of(sums.parent / name) == digest for digest, name in lines)
+    except (OSError, ValueError):
+        return False
 
 
 def hash_of(file: Path) -> str:

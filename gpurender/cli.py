@@ -27,7 +27,12 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from .errors import DeviceError, InputError, OutputError
 
-        signal.signal(signal.SIGTERM, terminated)
+        for name in ("SIGINT", "SIGTERM", "SIGALRM"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), interrupted)
+        for stream in ("stdout", "stderr"):
+            if getattr(sys, stream) is None:  # it was closed
+                setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
         share_memory_arenas()
         os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 would write its settings to the terminal
         try:
@@ -36,12 +41,23 @@ class Commands(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("Interrupted: nothing was left at the output path.", err=True)
+            click.echo("Interrupted: nothing unfinished was left at the output path.", err=True)
             ctx.exit(130)
+        except OSError as error:  # a directory that may not be entered, a name that is too long, a full standard output
+            named = "" if error.filename is None else f"{error.filename}: "
+            click.echo(f"Error: {named}{error.strerror or error}.", err=True)
+            ctx.exit(2)
 
 
-def terminated(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # clean up as after Ctrl-C
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Clean up and end, on Ctrl-C and where the system asks for it. Not in the midst of an import: libraries swallow
+    the interrupt there, or abort; so it is sent again, until the import is over."""
+    while frame is not None and hasattr(signal, "setitimer"):
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def share_memory_arenas() -> None:
@@ -230,8 +246,8 @@ def make(template: Path, audio: Path, out: Path | None, memory: int | None, quie
     Numbered pictures, exact, for an editing program:
       gpurender make --template anna --audio speech.wav --out frames/%05d.png
 
-    Nothing appears at --out until it is complete. Exit codes: 0 done, 2 something given cannot be used (one line says
-    what), 130 interrupted.
+    A video appears at --out once it is complete, and so does each numbered picture. Exit codes: 0 done, 2 something
+    given cannot be used (one line says what), 130 interrupted.
     """
     with uncollected():
         from .progress import TerminalProgress

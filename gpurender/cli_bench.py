@@ -72,12 +72,11 @@ def bench(
     from .bench.page import page
     from .bench.run import bench as measure
     from .bench.table import comparison_table, table
-    from .output import check_output, write_text
+    from .output import check_outputs, write_text
     from .progress import TerminalProgress
 
     old = None if compare is None else read_record(compare)
-    for file in filter(None, (json_file, html_file)):
-        check_output(file, overwrite)
+    check_outputs([json_file, html_file], overwrite)
     made = measure(command=["gpurender", *sys.argv[1:]], notify=TerminalProgress().stage, **options)
     click.echo(table(made))
     pairs = [] if old is None else compared(old, made)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from .cache import cache_directory, hash_of
+from .cache import cache_directory, hash_of, is_whole, seal
 from .errors import InputError
 from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .output import complete_or_absent
@@ -69,6 +69,8 @@ def export_onnx(
         OutputError: `out` exists or cannot be written.
     """
     out = Path(out)
+    if out.suffix != ".onnx":
+        raise InputError(f"{out}: an ONNX export is named .onnx.")
     if max_batch < 1:
         raise InputError(f"max_batch is at least 1, given {max_batch}.")
     network = load_network(checkpoint, mode)
@@ -93,10 +95,12 @@ def cached_onnx(
     network_hash = hash_of(Path(checkpoint))[:32]
     name = f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}-torch{torch.__version__.split('+')[0]}.onnx"
     path = cache_directory() / name
-    if not path.exists():
+    sums = path.with_name(path.name + ".sha256")
+    if not is_whole(sums):
         load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
         notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent} (about 10 s)")
         export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
+        seal(sums, [path])
     return path
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .cache import cache_directory, hash_of_network
+from .cache import cache_directory, hash_of_network, is_whole, seal
 from .errors import InputError, first_line
 from .halves import load_onnx
 from .output import complete_or_absent
@@ -26,11 +26,13 @@ def cached_half(path: Path, notify: Callable[[str], None] = lambda text: None) -
     """
     content = hash_of_network(path)[:32]
     half = cache_directory() / f"{content}-fp16-v{HALF_VERSION}.onnx"
-    if not half.exists():
+    sums = half.with_name(half.name + ".sha256")
+    if not is_whole(sums):
         notify(f"converting {path.name} to half precision, once")
         model = to_half(folded(path, load_onnx(path)))
         with complete_or_absent(half, overwrite=True) as name:  # another program may be at it: either's will do
             Path(name).write_bytes(model.SerializeToString())
+        seal(sums, [half])
     return half
 
 

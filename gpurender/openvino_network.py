@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import openvino
 from onnx import ModelProto
 from openvino import preprocess
 
-from .cache import cache_directory, hash_of_network
+from .cache import cache_directory, hash_of_network, is_whole, seal
 from .errors import InputError, OutputError
 from .half import to_float32
 from .halves import cut, read_network
@@ -18,6 +19,7 @@ from .network import WINDOW_SHAPES, Mode
 from .openvino_graph import channels_last, fold, tile
 from .output import complete_or_absent_directory
 
+SUMS = "SHA256SUMS"
 KEPT_VERSION = 3  # part of the cache key: raise it when what is made here, or in what it calls, changes
 
 
@@ -45,8 +47,9 @@ def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
     """
     directory = kept_directory(path, mode)
     if directory is not None:
-        with suppress(RuntimeError):  # it is not there, or damaged
-            return read_kept(directory)
+        with suppress(RuntimeError):
+            if is_whole(directory / SUMS):
+                return read_kept(directory)
     network = make_ready(path, mode)
     if directory is not None:
         with suppress(OutputError, RuntimeError):  # it can be made anew
@@ -67,7 +70,7 @@ def version() -> str:
 
 
 def read_kept(directory: Path) -> OnnxNetwork:
-    """Raises RuntimeError where there is no whole network."""
+    """Raises RuntimeError where OpenVINO cannot read it."""
     core = openvino.Core()
     decoder = core.read_model(directory / "decoder.xml")
     encoder = core.read_model(directory / "encoder.xml") if (directory / "encoder.xml").exists() else None
@@ -78,10 +81,12 @@ def read_kept(directory: Path) -> OnnxNetwork:
 
 
 def keep(network: OnnxNetwork, directory: Path) -> None:
-    with complete_or_absent_directory(directory, overwrite=True, mark="decoder.xml") as hidden:
+    shutil.rmtree(directory, ignore_errors=True)  # it was damaged
+    with complete_or_absent_directory(directory, overwrite=True, mark=SUMS) as hidden:
         for name, half in (("encoder", network.encoder), ("decoder", network.decoder)):
             if half is not None:
                 openvino.serialize(half, hidden / f"{name}.xml")
+        seal(hidden / SUMS, hidden.iterdir())
 
 
 def make_ready(path: Path, mode: Mode | None) -> OnnxNetwork:

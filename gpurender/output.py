@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +22,15 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path.parent} is not a directory, so {path.name} cannot be written there.")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path.parent} is not yours to write to, so {path.name} cannot be written there.")
+
+
+def check_outputs(paths: Iterable[str | Path | None], overwrite: bool) -> None:
+    """The same of several files, None being none; two of them that are one are refused, too."""
+    files = [Path(path) for path in paths if path is not None]
+    for i, file in enumerate(files):
+        if os.path.realpath(file) in map(os.path.realpath, files[:i]):
+            raise OutputError(f"{file} is named for two results, of which one would replace the other; give two names.")
+        check_output(file, overwrite)
 
 
 @contextmanager
@@ -60,9 +69,9 @@ def complete_or_absent(path: Path, overwrite: bool) -> Iterator[str]:
 
 
 def write_text(path: Path, text: str, overwrite: bool) -> None:
-    """Write a small file, complete or not at all."""
+    """Write a small file in UTF-8, complete or not at all; of names that are not UTF-8, the bytes as JSON has them."""
     with complete_or_absent(path, overwrite) as name:
-        Path(name).write_text(text, encoding="utf-8")
+        Path(name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -76,20 +85,21 @@ def complete_or_absent_directory(path: Path, overwrite: bool, mark: str) -> Iter
         OutputError: `path` exists (unless `overwrite`) or is something else, cannot be written, or the disk is full.
     """
     check_output_directory(path, overwrite, mark)
+    place = Path(os.path.abspath(path))  # of `.`, too
     with _output_errors(path):
-        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        hidden = Path(tempfile.mkdtemp(prefix=".", dir=place.parent))
         old = hidden.with_name(hidden.name + ".old")
         try:
             os.chmod(hidden, 0o777 & ~umask())
             yield hidden
             check_output_directory(path, overwrite, mark)  # it may have come meanwhile
-            if path.is_dir():
-                os.rename(path, old)
+            if place.is_dir():
+                os.rename(place, old)
             try:
-                os.rename(hidden, path)
+                os.rename(hidden, place)
             except OSError:
                 if old.exists():
-                    os.rename(old, path)
+                    os.rename(old, place)
                 raise
         except OutputError as error:
             raise OutputError(str(error).replace(str(hidden), str(path))) from None
@@ -109,7 +119,7 @@ def check_output_directory(path: Path, overwrite: bool, mark: str) -> None:
             raise OutputError(f"{path} exists; give --overwrite to replace it.")
     elif os.path.lexists(path):
         raise OutputError(f"{path} exists and is not a directory of its own; give another name.")
-    check_output(path.parent / f".{path.name}.new", overwrite=True)
+    check_output(Path(os.path.abspath(path)).parent / ".new", overwrite=True)
 
 
 def _link(source: str, path: str | Path, nameless: int | None) -> None:

@@ -21,7 +21,9 @@ def face_rect(file: Path) -> Rect:
     """The face rectangle `(x0,y0,x1,y1)`, half-open, from a landmark file: x0 = lms[1].x, y0 = lms[52].y, square."""
     try:
         lines = file.read_text("ascii").split("\n")
-    except (UnicodeDecodeError, OSError):
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
         raise InputError(f"{file} is not a text file of landmarks, one `x y` a line.") from None
     points = []
     for number, line in enumerate(lines, 1):

@@ -22,7 +22,7 @@ from .engine import Engine, EngineName, predict
 from .errors import InputError
 from .find import find_audio_encoder, find_network, find_sound, find_template
 from .network import WINDOW_SHAPES
-from .output import check_output_directory, complete_or_absent_directory
+from .output import check_output_directory, complete_or_absent_directory, write_text
 from .paste import paste_faces
 from .reference_set import ARRAYS, FORMAT, METADATA, VERSION, ReferenceSet, open_reference
 from .report import installed
@@ -124,7 +124,7 @@ def write_reference(
             "samples": samples,
         }
         text = json.dumps(metadata, indent=2, ensure_ascii=False)
-        (directory / METADATA).write_text(text + "\n", encoding="utf-8")
+        write_text(directory / METADATA, text + "\n", overwrite=False)
     return open_reference(out)
 
 

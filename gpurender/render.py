@@ -27,12 +27,12 @@ from .crop import crop_and_mask
 from .cuda import resolve_device
 from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
-from .errors import DeviceError, InputError, OutputError
+from .errors import DeviceError, InputError
 from .faces import Faces
 from .find import find_audio_encoder, find_network, find_sound, find_template
 from .host_memory import free_memory
 from .ops import why_no_kernels
-from .output import check_output
+from .output import check_outputs
 from .paste import paste_faces, paste_faces_nv12
 from .prefetch import stage
 from .report import Summary
@@ -187,6 +187,10 @@ def render(
         )
 
 
+def default_output(template: Path, audio: Path) -> Path:
+    return Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4".replace("%", "_"))  # which numbers pictures
+
+
 def what_keeping_takes(needed: int, device: torch.device) -> str:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     if free is not None and needed > free:
@@ -263,13 +267,9 @@ def make(
     began = time.perf_counter()
     progress = progress or Silent()
     template, audio = find_template(template), find_sound(audio)
-    out = Path(out) if out is not None else Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4")
+    out = Path(out) if out is not None else default_output(template, audio)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
-    if report is not None and trace is not None and Path(report).absolute() == Path(trace).absolute():
-        raise OutputError(f"{report} cannot be both the report and the trace; give two names.")
-    for file in (report, trace):
-        if file is not None:
-            check_output(Path(file), overwrite)
+    check_outputs([None if is_pattern(out) else out, report, trace], overwrite)
     place = resolve_device(device)
 
     surfaces = not is_pattern(out) and encoder != "mjpeg"

@@ -13,6 +13,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
+from .audio import decoded_frames
 from .errors import InputError
 from .prefetch import prefetch
 
@@ -84,6 +85,6 @@ class SoundTrack:
 
 def _decode(sound: str | Path, source: InputContainer) -> Iterator[av.AudioFrame]:
     try:
-        yield from source.decode(source.streams.audio[0])
+        yield from decoded_frames(source, source.streams.audio[0])
     except av.error.FFmpegError as error:
         raise InputError(f"{sound}: the sound breaks off ({error.strerror}).") from None

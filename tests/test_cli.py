@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import importlib
 import json
 import os
 import pty
@@ -25,7 +26,7 @@ from conftest import MakeTemplate, landmarks, tones
 from PIL import Image
 
 from gpurender import UNet
-from gpurender.cli import main
+from gpurender.cli import interrupted, main
 
 Run = Callable[..., Result]
 
@@ -237,6 +238,36 @@ def test_bad_networks(run: Run, anna: Path, make_template: MakeTemplate, speech:
     refused(run, "no such audio encoder", *arguments, "--audio-encoder", "none.pth")
 
 
+def test_names_that_the_system_refuses(run: Run, anna: Path) -> None:
+    refused(run, "File name too long", "--template", anna, "--audio", 300 * "a" + ".wav")
+    os.mkfifo("pipe.wav")
+    refused(run, "pipe.wav is a pipe or a device", "--template", anna, "--audio", "pipe.wav")
+
+
+def test_any_name_will_do(run: Run, anna: Path) -> None:
+    """One with what numbers pictures, and one that is not UTF-8."""
+    np.save("100% a.npy", np.zeros((3, 512), np.float32))
+    assert run("make", "--template", anna, "--audio", "100% a.npy").exit_code == 0
+    assert Path("anna_100_ a.mp4").exists()
+    odd = os.fsdecode(b"nf\xff.npy")
+    os.rename("100% a.npy", odd)
+    result = run("make", "--template", anna, "--audio", odd, "--report", "report.json", "--quiet")
+    assert result.exit_code == 0
+    assert json.loads(Path("report.json").read_text())["out"] == f"anna_{odd[:-4]}.mp4"
+
+
+def test_closed_standard_streams(run: Run, anna: Path) -> None:
+    np.save("a.npy", np.zeros((3, 512), np.float32))
+    command = f"{sys.executable} -m gpurender.cli make --template {anna} --audio a.npy --overwrite"
+    for closed in ("2>&-", ">&-", ">&- 2>&-"):
+        ended = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True, timeout=100)
+        assert ended.returncode == 0, ended.stderr
+    full = subprocess.run(f"{command} >/dev/full", shell=True, capture_output=True, text=True, timeout=100)
+    assert full.returncode == 2
+    assert "Error: No space left on device." in full.stderr
+    assert "Traceback" not in full.stderr
+
+
 def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
     arguments = ("--template", anna, "--audio", speech)
     refused(run, "the output is a video", *arguments, "--out", "a.avi")
@@ -248,7 +279,8 @@ def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
     refused(run, "start frame 5 is not within the template's frames 0 to 4", *arguments, "--start-frame", 5)
     refused(run, "report.json is not a directory", *arguments, "--report", "report.json/a.json")
     refused(run, "report.json is not a directory", *arguments, "--trace", "report.json/a.json")
-    refused(run, "cannot be both the report and the trace", *arguments, "--report", "a.json", "--trace", "a.json")
+    refused(run, "a.json is named for two results", *arguments, "--report", "a.json", "--trace", "a.json")
+    refused(run, "is named for two results", *arguments, "--out", "a.mp4", "--report", Path("a.mp4").absolute())
     refused(run, "the mjpeg encoder does not make hevc", *arguments, "--encoder", "mjpeg", "--codec", "hevc")
     refused(run, "nvdec decodes videos, but the template's frames are pictures", *arguments, "--decoder", "nvdec")
     refused(run, "'tpu' is not a device", *arguments, "--device", "tpu")
@@ -288,6 +320,27 @@ def test_interrupts_leave_nothing(tmp_path: Path, anna: Path, number: signal.Sig
         assert process.returncode == 130
         assert "Traceback" not in rest
         assert "Interrupted" in rest
+
+
+def test_an_interrupt_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a library that takes it for an error of its own, as some do."""
+    (tmp_path / "deaf.py").write_text(
+        "import os, signal\ntry: os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException: pass\nfinished = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> None:
+        importlib.import_module("deaf")
+        time.sleep(10)
+
+    before = {number: signal.signal(number, interrupted) for number in (signal.SIGTERM, signal.SIGALRM)}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert sys.modules.pop("deaf").finished
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_terminal_gets_a_bar(tmp_path: Path, anna: Path) -> None:

@@ -16,6 +16,7 @@ from av.container import InputContainer
 from PIL import Image
 
 from gpurender import InputError, OutputError, rgb_to_nv12, write_frames
+from gpurender.audio import decode_sound
 from gpurender.encode import check_destination
 from gpurender.mjpeg import jpeg_quality
 from gpurender.software_encoder import Codec, SoftwareEncoder, nv12_frames, yuv_frames
@@ -441,6 +442,15 @@ def test_a_sound_that_changes_its_channels_on_the_way(tmp_path: Path) -> None:
     write_frames([smooth(25)], tmp_path / "a.mp4", fps=25, sound=tmp_path / "a.mp3")
     assert heard(tmp_path / "a.mp4").loud == pytest.approx([0.5, 0.5], abs=0.005)
     assert heard(tmp_path / "a.mp4").seconds == pytest.approx(2, abs=0.1)
+
+
+def test_joined_files_are_heard_to_their_end(tmp_path: Path) -> None:
+    """Where one MP3 ends, a part of its last frame is missing, and the other begins with bytes that are none."""
+    parts = [clicks(tmp_path / f"{at}.mp3", 48_000, 1, at=(at,)).read_bytes() for at in (0.3, 0.7)]
+    (tmp_path / "a.mp3").write_bytes(parts[0][:-100] + bytes(range(256)) * 3 + parts[1])
+    write_frames([smooth(25)], tmp_path / "a.mp4", fps=25, sound=tmp_path / "a.mp3")
+    assert heard(tmp_path / "a.mp4").seconds == pytest.approx(2, abs=0.1)
+    assert sum(map(len, decode_sound(tmp_path / "a.mp3"))) / 16_000 == pytest.approx(2, abs=0.1)
 
 
 def test_sounds_that_cannot_be_used(tmp_path: Path) -> None:

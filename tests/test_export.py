@@ -92,6 +92,9 @@ def test_refusals(tmp_path: Path, tiny_unet: Path) -> None:
     assert (tmp_path / "a.onnx").read_text() == "mine"
     with pytest.raises(OutputError, match="is not a directory"):
         export_onnx(tiny_unet, tmp_path / "none" / "a.onnx")
+    for name in ("b.txt", "b.ONNX", "b"):
+        with pytest.raises(InputError, match="an ONNX export is named .onnx"):
+            export_onnx(tiny_unet, tmp_path / name)
     with pytest.raises(InputError, match="max_batch is at least 1"):
         export_onnx(tiny_unet, tmp_path / "b.onnx", max_batch=0)
 
@@ -111,6 +114,18 @@ def test_the_cache_is_private_and_keyed_by_content(
     os.chmod(tmp_path / "cache", 0o777)
     with pytest.raises(OutputError, match="not yours alone to write"):
         cached_onnx(tiny_unet)
+
+
+def test_a_damaged_export_is_made_anew(
+    tmp_path: Path, tiny_unet: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpurender.export.onnx_bytes", lambda *arguments: tiny_onnx.read_bytes())
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    made = cached_onnx(tiny_unet)
+    whole = made.read_bytes()
+    made.write_bytes(whole[:-100] + bytes(100))
+    assert cached_onnx(tiny_unet) == made
+    assert made.read_bytes() == whole
 
 
 def test_two_programs_may_fill_the_cache_at_once(

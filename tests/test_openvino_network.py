@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -6,7 +7,7 @@ import torch
 
 import gpurender.openvino_network as module
 from gpurender import InputError, predict
-from gpurender.cache import cache_directory
+from gpurender.cache import cache_directory, is_whole
 from gpurender.export import example_input
 from gpurender.openvino_engine import OpenVinoEngine
 from gpurender.openvino_network import cached_network, make_ready
@@ -51,6 +52,24 @@ def test_what_is_cut_off_is_made_anew(tiny_onnx: Path, name: str) -> None:
     network = cached_network(tiny_onnx, None)
     assert torch.equal(drawn(network), drawn(make_ready(tiny_onnx, None)))
     assert file.stat().st_size == whole
+    assert kept() == [directory]
+
+
+def zeroed(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("encoder.xml", Path.unlink), ("decoder.xml", Path.unlink), ("SHA256SUMS", Path.unlink), ("encoder.bin", zeroed)],
+)
+def test_what_is_damaged_is_made_anew(tiny_onnx: Path, name: str, damage: Callable[[Path], None]) -> None:
+    cached_network(tiny_onnx, None)
+    (directory,) = kept()
+    damage(directory / name)
+    assert torch.equal(drawn(cached_network(tiny_onnx, None)), drawn(make_ready(tiny_onnx, None)))
+    assert is_whole(directory / "SHA256SUMS")
     assert kept() == [directory]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..output import complete_or_absent
+from ..output import write_text
 from ..rectangles import Rect
 from .comparison import Comparison, decibels
 from .footage import Footage
@@ -73,8 +73,7 @@ overall, of the frames' mean MSE. SSIM: Gaussian window of 11×11 pixels, sigma 
 A frame passes with {comparison.min_psnr_db:g} dB PSNR and {comparison.min_ssim:g} SSIM at least.</p>
 </html>
 """
-    with complete_or_absent(file, overwrite) as name:
-        Path(name).write_text(page, encoding="utf-8")
+    write_text(file, page, overwrite)
 
 
 def reasons(comparison: Comparison) -> str:

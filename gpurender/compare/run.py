@@ -12,7 +12,7 @@ from torch import Tensor
 from ..cuda import resolve_device
 from ..encode import check_destination, write_frames
 from ..errors import InputError
-from ..output import check_output, complete_or_absent
+from ..output import check_outputs, write_text
 from ..prefetch import prefetch
 from ..rectangles import Rect
 from ..reference_set import array_differences
@@ -74,9 +74,7 @@ def compare_frames(
         DeviceError: there is no such device here.
         OutputError: something cannot be written.
     """
-    for out in (html, json_file):
-        if out is not None:
-            check_output(Path(out), overwrite)
+    check_outputs([side_by_side, html, json_file], overwrite)
     if side_by_side is not None:
         check_destination(side_by_side, frames=0, overwrite=overwrite)
     for what, value, fits, allowed in (
@@ -133,9 +131,8 @@ def compare_frames(
     if html is not None:
         write_page(Path(html), comparison, one, other, judged, amplify, overwrite)
     if json_file is not None:
-        with complete_or_absent(Path(json_file), overwrite) as name:
-            text = json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-            Path(name).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        write_text(Path(json_file), text + "\n", overwrite)
     return comparison
 
 
