@@ -29,7 +29,8 @@ class Probe(NamedTuple):
         audio: (B,*window), what is heard with these faces.
         others: (N,*window), more sounds: `int8` takes the ranges of its numbers from them, and the faces in turn; None
             is `audio`.
-        frames: how many will be rendered: on a CPU, `auto` tries what pays for so many; for few, which 0 are, `bf16`.
+        frames: how many will be rendered, 0 if nobody knows: on a CPU, `auto` tries only types that save more time
+            in so many than it takes to try them.
     """
 
     faces: Tensor

@@ -40,7 +40,7 @@ class Halves:
     again: bool
 
     @property
-    def half(self) -> bool:
+    def float16(self) -> bool:
         """Whether it takes and gives float16."""
         return self.decoder.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16
 

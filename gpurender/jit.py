@@ -26,7 +26,7 @@ class Processor(NamedTuple):
 
     Attributes:
         lanes: float32 values in the vectors that it multiplies and adds at once; 0 if it has none that pay.
-        half: whether it multiplies pairs of bfloat16 as vectors.
+        bfloat16: whether it multiplies pairs of bfloat16 as vectors.
         bytes: whether it multiplies bytes as vectors (VNNI).
         tiles: whether it multiplies matrices of bfloat16 and of bytes (AMX), and this process may. Such processors
             also multiply vectors of float16.
@@ -35,9 +35,17 @@ class Processor(NamedTuple):
     name: str
     features: str
     lanes: int
-    half: bool
+    bfloat16: bool
     bytes: bool
     tiles: bool
+
+    @property
+    def vectors(self) -> str:
+        """What tells how fast it is, by the names that its makers give; nothing for one without any of them."""
+        if not self.lanes:
+            return ""
+        types = [name for name, has in (("bfloat16", self.bfloat16), ("VNNI", self.bytes)) if has]
+        return ", ".join(["AMX" if self.tiles else "AVX-512" if self.lanes == 16 else "AVX2", *types[: not self.tiles]])
 
 
 @functools.cache
@@ -54,7 +62,7 @@ def this_processor() -> Processor:
         binding.get_host_cpu_name(),
         written,
         lanes,
-        half=has("avx512bf16"),
+        bfloat16=has("avx512bf16"),
         bytes=has("avx512vnni", "avx512bw") if lanes == 16 else has("avxvnni"),
         tiles=lanes == 16 and has("amx-bf16", "amx-int8", "amx-tile", "avx512fp16") and may_use_tiles(),
     )
@@ -69,8 +77,8 @@ def may_use_tiles() -> bool:
 
 
 def compiled(name: str, write: Callable[[ir.Module], None], pointers: int) -> Callable[..., None]:
-    """The function `name` of so many pointers that `write` adds to a module; while it runs, other threads do, too. The
-    name tells all that the code depends on but its sources."""
+    """The function `name` that `write` adds to a module, compiled or from the user's cache. It takes so many pointers,
+    and releases the GIL while it runs. The name has to tell all that the code depends on, but for its sources."""
     processor = this_processor()
     known = [
         name,

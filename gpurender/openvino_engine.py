@@ -57,10 +57,10 @@ class OpenVinoEngine:
         self._again = network.again
         encoder = network.encoder
         # What is kept between the halves would be rounded to it anyhow, or to less.
-        in_half = precision == "bf16" or (precision == "int8" and has_bfloat16())
-        self._kept = torch.bfloat16 if in_half and encoder else torch.float32
+        bf16 = precision == "bf16" or (precision == "int8" and has_bfloat16())
+        self._kept = torch.bfloat16 if bf16 and encoder else torch.float32
         self._decoder = self._load_decoder(network.decoder, ranges)
-        if encoder and in_half:
+        if encoder and bf16:
             encoder = in_bfloat16(encoder, [0], range(len(encoder.outputs)))
         self._encoder = Requests(encoder, precision) if encoder else None
         self.batch = 2 * self._decoder.at_once  # while new frames are seen, that many are heard

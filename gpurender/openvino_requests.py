@@ -12,11 +12,11 @@ from torch import Tensor
 def compiled_model(model: openvino.Model, precision: str) -> openvino.CompiledModel:
     """The model for the CPU, for as many requests at once as OpenVINO finds best: on few cores, one on each.
 
-    In `bf16`, and in `int8` what is not of bytes, OpenVINO computes in bfloat16, in `int8` where the processor can; in
-    other precisions, in the types that the model has.
+    In `bf16` OpenVINO computes in bfloat16; so it does in `int8`, where the processor has bfloat16, with all that is
+    not of bytes. In other precisions it computes in the types that the model has.
     """
-    in_half = precision == "bf16" or (precision == "int8" and has_bfloat16())
-    types = {"INFERENCE_PRECISION_HINT": "bf16" if in_half else "f32"}
+    bf16 = precision == "bf16" or (precision == "int8" and has_bfloat16())
+    types = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
     return openvino.Core().compile_model(model, "CPU", {**types, "PERFORMANCE_HINT": "THROUGHPUT"})
 
 

@@ -12,8 +12,7 @@ from torch.library import Library, infer_schema
 from .errors import first_line
 
 Impl = Literal["reference", "kernel"]
-"""Kornia and torch on any device, or the Triton kernel."""
-
+"""Kornia and torch on any device, or the Triton kernel; where neither is asked for, see each op."""
 
 LIBRARY = Library("gpurender", "FRAGMENT")
 

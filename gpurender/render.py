@@ -279,7 +279,7 @@ def make(
         parsing=parsing,
         memory_budget=memory_budget,
         decoder=decoder,
-        keep=not (surfaces and place.type == "cpu"),
+        keep_frames=not (surfaces and place.type == "cpu"),
     )
     frame_order(len(person), range(1), order, start_frame)
     torch_may_run_it = engine == "torch" or place.type == "cuda"

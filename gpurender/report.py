@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .jit import this_processor
 from .output import write_text
 
 PACKAGES = (
@@ -101,10 +102,14 @@ def installed() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name, as well as the system tells it."""
+    """The processor's name, as well as the system tells it, with its vectors: virtual machines often tell no more of a
+    model than its maker."""
+    name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(errors="replace").splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+                name = line.partition(":")[2].strip()
+                break
+    vectors = this_processor().vectors
+    return f"{name} ({vectors})" if vectors else name

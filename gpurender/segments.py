@@ -1,7 +1,7 @@
 """Video in segments, side by side, each by an encoder of its own: one x264 keeps no more than four cores at work.
 
-On 16 cores, one made 430 frames a second at 1280×720, six side by side 1,280. A segment is as
-long as x264 lets a keyframe wait, so that it costs no keyframe more; behind one another, segments are one video.
+On 16 cores, one made 430 frames a second at 1280×720, six side by side 1,280. A segment is as long as x264 lets a
+keyframe wait, so that it costs no keyframe more; behind one another, segments are one video.
 """
 
 import queue

@@ -30,7 +30,7 @@ class Template:
     Pictures are decoded once, when they are first used, and stay on the device while they fit half of `memory_budget`
     bytes; those beyond it are decoded again at each use. So it is with a video's frames on a GPU; on a CPU, they stay
     as the video's decoder made them, half the size. What frames leave of the budget is for work on them (`Faces`,
-    `Backdrops`); without `keep`, all of it is.
+    `Backdrops`); without `keep_frames`, all of it is.
 
     Attributes:
         path: the directory.
@@ -59,7 +59,7 @@ class Template:
         notes: list[str],
         landmark_files: Sequence[Path] = (),
         mask_files: Sequence[Path] = (),
-        keep: bool = True,
+        keep_frames: bool = True,
     ) -> None:
         self.path = path
         self.device = device
@@ -72,23 +72,21 @@ class Template:
         self.mask_files = mask_files
         pixels = self.width * self.height
         mask_bytes = pixels if masks else 0
-        half = memory_budget // 2 if keep else 0
-        resident = masks_resident = min(half // (3 * pixels + mask_bytes), len(self))
-        self.memory_left = memory_budget - resident * (3 * pixels + mask_bytes)
-        self.memory_for_all = len(self) * (3 * pixels + mask_bytes) if keep else 0
-        if isinstance(source, VideoFrames):
-            if device.type == "cpu":
-                resident = 0
-                kept = masks_resident = min(half // (source.frame_bytes + mask_bytes), len(self))
-                taken = max(kept, FEWEST) * source.frame_bytes + kept * mask_bytes
-                self.memory_left = max(memory_budget - taken, 0)
-                most = len(self) if keep else 0
-                self.memory_for_all = max(most, FEWEST) * source.frame_bytes + most * mask_bytes
-            else:  # the decoder is on the host, where this budget does not count
-                kept = min(CPU_MEMORY_BUDGET // 2 // source.frame_bytes, len(self) - resident)
-            source.cache_limit = max(kept, FEWEST)
-        self._frames = _Resident(source.frames, resident, device)
-        self._masks = _Resident(_keep_masks(masks), masks_resident, device) if masks else None
+        video = source if isinstance(source, VideoFrames) else None
+        in_decoder = video is not None and device.type == "cpu"  # which keeps frames as it made them
+        frame_bytes, least = (video.frame_bytes, FEWEST) if video is not None and in_decoder else (3 * pixels, 0)
+
+        def taken(count: int) -> int:
+            return max(count, least) * frame_bytes + count * mask_bytes
+
+        kept = min((memory_budget // 2 if keep_frames else 0) // (frame_bytes + mask_bytes), len(self))
+        self.memory_left = max(memory_budget - taken(kept), 0)
+        self.memory_for_all = taken(len(self) if keep_frames else 0)
+        if video is not None:  # for a GPU, too, it is on the host, where this budget does not count
+            on_host = kept if in_decoder else min(CPU_MEMORY_BUDGET // 2 // video.frame_bytes, len(self) - kept)
+            video.cache_limit = max(on_host, FEWEST)
+        self._frames = _Resident(source.frames, 0 if in_decoder else kept, device)
+        self._masks = _Resident(_keep_masks(masks), kept, device) if masks else None
 
     def __len__(self) -> int:
         return len(self.rects)
@@ -140,7 +138,7 @@ def open_template(
     parsing: bool | None = None,
     memory_budget: int | None = None,
     decoder: DecoderName = "auto",
-    keep: bool = True,
+    keep_frames: bool = True,
 ) -> Template:
     """Open a SyncTalk_2D template directory or a template package, and check all of it but the frames' pixels.
 
@@ -161,7 +159,7 @@ def open_template(
             frames fit 512 MiB as RGB; none for a larger one. A few frames of a video are kept whatever it is.
         decoder: of pictures `dali` or `pillow`, of a video `nvdec` or `pyav`; dali works on a CPU too. `auto` is the
             GPU's on a GPU, where it can decode the frames (a note says why not), and the host's on a CPU.
-        keep: frames that were decoded, while they fit half of the budget; `render` keeps what it makes of them itself
+        keep_frames: keep decoded frames, while they fit half of the budget; `render` keeps what it makes of them itself
             where it makes NV12 on a CPU.
 
     Raises:
@@ -223,7 +221,7 @@ def open_template(
         notes,
         list(landmarks.values()),
         mask_files,
-        keep,
+        keep_frames,
     )
 
 

@@ -48,7 +48,7 @@ def tensorrt_choice(
         notify("drawing a few frames in fp32 on the CPU, to hold half precision against")
         return OpenVinoEngine(cached_network(onnx, mode), "fp32")
 
-    if halves.half:
+    if halves.float16:
         where = f"for {path}, which is in half precision: give the float32 export or the checkpoint"
         return Choice(["fp16"], [], build, exact, where)
     return Choice(["fp32", "fp16"], ["fp16"], build, exact, "here")
@@ -100,7 +100,7 @@ def tensorrt_attempts(
         return TorchEngine(network, device, precision, notify)
 
     if precision == "fp16":
-        half = halves if halves.half else read_halves(cached_half(onnx, notify), halves.mode)
+        half = halves if halves.float16 else read_halves(cached_half(onnx, notify), halves.mode)
         yield f"{tensorrt} in fp16", lambda: with_plans(half)
         # TensorRT 11.2 is reported to find no kernel for grouped convolutions in half precision.
         yield f"{tensorrt} in fp16 with depthwise convolutions in fp32", lambda: with_plans(half, mixed=True)
@@ -108,7 +108,7 @@ def tensorrt_attempts(
         yield f"{tensorrt} in fp32", lambda: with_plans(halves)
     if by_torch is not None:
         yield f"torch in {precision}", lambda: with_torch(by_torch)
-    if precision == "fp16" and or_fp32 and not halves.half:
+    if precision == "fp16" and or_fp32 and not halves.float16:
         yield f"{tensorrt} in fp32", lambda: with_plans(halves)
 
 

@@ -39,7 +39,7 @@ class TensorRtEngine:
             load: makes a plan of the "encoder" and of the "decoder", such as `PlanLoader`.
             batch: the most frames at a time; None is 16, or the only batch that the network takes.
         """
-        self.precision = "fp16" if halves.half else "fp32"
+        self.precision = "fp16" if halves.float16 else "fp32"
         self.measured_psnr_db: dict[str, float] = {}
         self.notes: list[str] = []
         self.mode: Mode = halves.mode

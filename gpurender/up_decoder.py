@@ -53,7 +53,7 @@ def bytes_pay(decoder: openvino.Model) -> bool:
 
 
 def can_multiply(processor: Processor, precision: str) -> bool:
-    return processor.bytes if precision == "int8" else processor.half
+    return processor.bytes if precision == "int8" else processor.bfloat16
 
 
 def shapes_of(blocks: Sequence[UpBlock], precision: str, kept: torch.dtype) -> list[UpShape]:
@@ -78,8 +78,8 @@ def shapes_of(blocks: Sequence[UpBlock], precision: str, kept: torch.dtype) -> l
             inner2=len(weights.expand2),
             picture=weights.last is not None,
             per_word=per_word,
-            seen_half=kept == torch.bfloat16 or (per_word == 2 and not block.face),
-            half_out=next_one == 2,
+            seen_bfloat16=kept == torch.bfloat16 or (per_word == 2 and not block.face),
+            out_bfloat16=next_one == 2,
             lanes=lanes,
             tiles=False,
         )
@@ -221,7 +221,7 @@ class UpKernel:
     def room(self) -> Tensor:
         """For its output, (height,width,channels)."""
         shape = self._shape
-        kind = torch.bfloat16 if shape.half_out else torch.float32
+        kind = torch.bfloat16 if shape.out_bfloat16 else torch.float32
         return torch.empty(shape.height, shape.width, rounded_up(shape.out, shape.lanes), dtype=kind)
 
     def scratch(self) -> Tensor:
@@ -229,7 +229,7 @@ class UpKernel:
 
     def kept(self, seen: Tensor) -> Tensor:
         """The skip, or the face, as the kernel takes it."""
-        if self._shape.seen_half:
+        if self._shape.seen_bfloat16:
             seen = seen.bfloat16()
         seen = seen.contiguous()
         if self._skip_function is None:

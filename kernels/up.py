@@ -131,7 +131,7 @@ def skip_from_face(block: Block, rows: Rows, shape: UpShape) -> Callable[[ir.Val
     made = block.counter()
 
     def make_stem(row: ir.Value) -> None:
-        kind = SHORT if shape.seen_half else FLOAT
+        kind = SHORT if shape.seen_bfloat16 else FLOAT
         face = f.builder.gep(f.arguments["skip"], [f.builder.mul(row, INDEX(shape.width))], source_etype=kind)
         f.call(
             stem_row, face, block.weights("stem"), block.weights("stem bias"), block.ring("stem", f.plus(row, 3), size)
@@ -156,7 +156,7 @@ def write_skip(module: ir.Module, name: str, shape: UpShape) -> None:
     lie on multiples of 64 bytes."""
     rows = Rows(module, name, shape)
     of_row = shape.width * skip_stride(shape)
-    to_bytes = None if shape.face else rows.to_bytes("seen", of_row, half=shape.seen_half)
+    to_bytes = None if shape.face else rows.to_bytes("seen", of_row, bfloat16=shape.seen_bfloat16)
     places, _ = skip_scratch_places(shape)
     block = Block(module, name, shape, ["skip"], places)
     f = block.f
@@ -166,7 +166,7 @@ def write_skip(module: ir.Module, name: str, shape: UpShape) -> None:
         if make_skip is not None:
             make_skip(row, out)
         else:
-            seen = f.at(f.arguments["skip"], (row, of_row // (2 if shape.seen_half else 1)))
+            seen = f.at(f.arguments["skip"], (row, of_row // (2 if shape.seen_bfloat16 else 1)))
             f.call(to_bytes, seen, block.levels(1), out)
     f.done()
 
@@ -285,7 +285,7 @@ def write_up(module: ir.Module, name: str, shape: UpShape) -> None:
             )  # fmt: skip
         behind = f.plus(row, -2)
         with f.when(f.within(behind, height)):
-            stride = width if shape.picture else width * out // (2 if shape.half_out else 1)
+            stride = width if shape.picture else width * out // (2 if shape.out_bfloat16 else 1)
             f.call(
                 out_row, *block.around("inner2", "zeros", behind, inner2_size), weights("depthwise2"),
                 *block.product_weights("project2"), scratch("tile"), f.at(written, (behind, stride)),

@@ -45,7 +45,7 @@ class Products:
         self._per_word = shape.per_word
         self._in_bytes = shape.per_word == 4
         self._kind = f.integers if self._in_bytes else f.vector
-        self._multiply_add = {1: f.multiply_add, 2: f.multiply_add_halves, 4: f.multiply_add_bytes}[shape.per_word]
+        self._multiply_add = {1: f.multiply_add, 2: f.multiply_add_bfloat16, 4: f.multiply_add_bytes}[shape.per_word]
         self._sums = [[f.variable(self._kind) for _ in range(vectors)] for _ in range(pixels)]
 
     def begin(self, starts: Starts) -> None:

@@ -99,7 +99,7 @@ class Rows:
         """A row of y in the output's size, as it is multiplied: between two rows, and between their pixels."""
         f = self._function(name, ["a", "b", "down", "left", "across", *["levels"] * self._in_bytes, "out"])
         shape, lanes = self._shape, self._lanes
-        load = f.load_half if shape.per_word == 2 else partial(f.load, aligned=False)
+        load = f.load_bfloat16 if shape.per_word == 2 else partial(f.load, aligned=False)
         channels, store = y_channels(shape), self._store(f)
         down = f.splat(f.load_word(f.arguments["down"]))
         with f.loop(shape.width) as x:
@@ -119,10 +119,10 @@ class Rows:
                 store(value, f.arguments["out"], (x, channels // shape.per_word), channel // shape.per_word)
         return f.done()
 
-    def to_bytes(self, name: str, size: int, half: bool = False) -> ir.Function:
+    def to_bytes(self, name: str, size: int, bfloat16: bool = False) -> ir.Function:
         """A row of float32 or bfloat16 as levels."""
         f = self._function(name, ["row", "levels", "out"])
-        load, words = (f.load_half, self._lanes // 2) if half else (partial(f.load, aligned=False), self._lanes)
+        load, words = (f.load_bfloat16, self._lanes // 2) if bfloat16 else (partial(f.load, aligned=False), self._lanes)
         step, zero = (f.splat(f.load_word(f.arguments["levels"], i)) for i in range(2))
         with f.loop(size // self._lanes) as i:
             value = f.multiply_add(load(f.arguments["row"], (i, words)), step, zero)
@@ -138,7 +138,7 @@ class Rows:
             total = f.load(f.arguments["bias"], (block, lanes))
             for channel in range(channels):
                 place = f.plus(x, channel * plane)
-                load = f.load_short if shape.seen_half else f.load_word
+                load = f.load_short if shape.seen_bfloat16 else f.load_word
                 word = f.splat(load(f.arguments["face"], place))
                 total = f.multiply_add(word, f.load(f.arguments["weights"], (block, lanes), channel * out), total)
             f.store(f.relu(total), f.arguments["out"], (block, row_size), (x, lanes), lanes)
@@ -155,7 +155,7 @@ class Rows:
 
     def _store(self, f: Function) -> Callable[..., None]:
         """Of what is multiplied next."""
-        return {1: f.store, 2: f.store_half, 4: f.store_levels}[self._shape.per_word]
+        return {1: f.store, 2: f.store_bfloat16, 4: f.store_levels}[self._shape.per_word]
 
     def _depthwise(
         self, f: Function, block: ir.Value, x: ir.Value, pixels: int, in_float16: bool = False
@@ -273,8 +273,8 @@ class Rows:
                         for channel in range(PICTURE):
                             plane = channel * shape.height * shape.width
                             f.store_lane(value, channel, f.arguments["out"], plane, x, p)
-                    elif residual and shape.half_out:
-                        f.store_half(value, f.arguments["out"], (x, out // 2), place // 2)
+                    elif residual and shape.out_bfloat16:
+                        f.store_bfloat16(value, f.arguments["out"], (x, out // 2), place // 2)
                     else:
                         f.store(value, f.arguments["out"], (x, out), place)
                     if packed_copy:

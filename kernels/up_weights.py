@@ -20,10 +20,10 @@ class UpShape(NamedTuple):
         face: channels of the face, if the skip is computed from it; else 0.
         skip: channels of the skip.
         inner, out, inner2: of x's inner tensor, x, and the output's inner tensor.
-        picture: whether the output is the picture, (3,2h,2w); else (2h,2w, `out` rounded up to lanes).
+        picture: whether the output is the picture, (3,height,width); else (height,width, `out` rounded up to lanes).
         per_word: how many numbers are multiplied in a word: 1 float32, 2 bfloat16, which y is then in, or 4 bytes.
-        seen_half: whether the face, or the skip, is bfloat16; the skip is if products are of bfloat16.
-        half_out: whether the output is bfloat16.
+        seen_bfloat16: whether the face, or the skip, is bfloat16; the skip is if products are of bfloat16.
+        out_bfloat16: whether the output is bfloat16.
         lanes: float32 values in a vector of this processor.
         tiles: whether matrices are multiplied as tiles (AMX), see `fits_tiles`.
     """
@@ -39,8 +39,8 @@ class UpShape(NamedTuple):
     inner2: int
     picture: bool
     per_word: int
-    seen_half: bool
-    half_out: bool
+    seen_bfloat16: bool
+    out_bfloat16: bool
     lanes: int
     tiles: bool
 

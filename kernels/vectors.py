@@ -157,12 +157,12 @@ class Function:
     def store(self, value: ir.Value, pointer: ir.Value, *offsets: Offset, aligned: bool = True) -> None:
         self.builder.store(value, self.at(pointer, *offsets), align=4 * self.lanes if aligned else 4)
 
-    def store_half(self, value: ir.Value, pointer: ir.Value, *offsets: Offset) -> None:
+    def store_bfloat16(self, value: ir.Value, pointer: ir.Value, *offsets: Offset) -> None:
         """The vector as bfloat16, rounded to nearest."""
         narrow = self.builder.fptrunc(value, ir.VectorType(BFloat16(), self.lanes))
         self.builder.store(narrow, self.at(pointer, *offsets), align=2 * self.lanes)
 
-    def load_half(self, pointer: ir.Value, *offsets: Offset) -> ir.Value:
+    def load_bfloat16(self, pointer: ir.Value, *offsets: Offset) -> ir.Value:
         """A vector of bfloat16 as float32."""
         halves = ir.VectorType(SHORT, self.lanes)
         bits = self.builder.zext(self.builder.load(self.at(pointer, *offsets), typ=halves, align=4), self.integers)
@@ -332,7 +332,7 @@ class Function:
         self._tiles("tilestored64", BYTE(tile), self.at(pointer, *offsets), INDEX(4 * stride))
 
     def multiply_add_tiles(self, in_bytes: bool, total: int, a: int, b: int) -> None:
-        """total += a·b, matrices of words: as `multiply_add_bytes` or `multiply_add_halves` has a word."""
+        """total += a·b, matrices of words: as `multiply_add_bytes` or `multiply_add_bfloat16` has a word."""
         self._tiles("tdpbusd" if in_bytes else "tdpbf16ps", BYTE(total), BYTE(a), BYTE(b))
 
     def _tiles(self, name: str, *given: ir.Value) -> None:
@@ -376,7 +376,7 @@ class Function:
         intrinsic = self._intrinsic(f"llvm.fma.v{2 * self.lanes}f16", [self.float16] * 3, self.float16)
         return self.builder.call(intrinsic, [a, b, total])
 
-    def multiply_add_halves(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
+    def multiply_add_bfloat16(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
         """a·b + total, where the words of a and b are pairs of bfloat16: both products are added to a lane."""
         pairs = ir.VectorType(BFloat16(), 2 * self.lanes)
         intrinsic = self._intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", [self.vector, pairs, pairs])

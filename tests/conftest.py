@@ -105,7 +105,7 @@ def kernel_device(request: pytest.FixtureRequest) -> torch.device:
 
 PROCESSORS: dict[str, Callable[[Processor], bool]] = {
     "AMX": lambda here: here.tiles,
-    "AVX-512, bfloat16": lambda here: here.lanes == 16 and here.half,
+    "AVX-512, bfloat16": lambda here: here.lanes == 16 and here.bfloat16,
     "AVX-512": lambda here: here.lanes == 16,
     "AVX2, bytes": lambda here: here.bytes,
     "AVX2": lambda here: here.lanes >= 8,
@@ -118,11 +118,11 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     here = this_processor()
     if not PROCESSORS[request.param](here):
         pytest.skip(f"this processor has no {request.param}: NO SUCH KERNEL RUNS HERE")
-    haswell = Processor("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2", 8, half=False, bytes=False, tiles=False)
+    haswell = Processor("haswell", "+avx2,+fma,+f16c,+bmi,+bmi2", 8, bfloat16=False, bytes=False, tiles=False)
     if request.param == "AVX-512, bfloat16":
         here = here._replace(tiles=False)
     elif request.param == "AVX-512":
-        here = here._replace(half=False, bytes=False, tiles=False)
+        here = here._replace(bfloat16=False, bytes=False, tiles=False)
     elif request.param == "AVX2, bytes":  # AVX-512 has the same operation of half its vectors
         vnni = ",+avxvnni" if here.lanes == 8 else ",+avx512vl,+avx512vnni"
         here = haswell._replace(features=haswell.features + vnni, bytes=True)

@@ -18,7 +18,7 @@ MakeTemplate = Callable[..., Path]
 def test_the_same_as_whole_frames_converted(
     make_template: MakeTemplate, size: tuple[int, int], parsing: bool, memory: int
 ) -> None:
-    template = open_template(make_template(width=size[0], height=size[1], parsing=parsing), keep=False)
+    template = open_template(make_template(width=size[0], height=size[1], parsing=parsing), keep_frames=False)
     indices = [3, 1, 1, 0]
     predictions = torch.rand(4, 3, 320, 320, generator=torch.Generator().manual_seed(0))
     frames, keep = template.frames(indices)
@@ -37,7 +37,7 @@ def test_the_same_as_whole_frames_converted(
 
 
 def test_frames_are_decoded_once_while_they_fit(make_template: MakeTemplate) -> None:
-    template = open_template(make_template(), keep=False)
+    template = open_template(make_template(), keep_frames=False)
     everything = list(range(len(template)))
     room = 2**30
     enough = Backdrops(template, range(len(template)), room)

@@ -61,7 +61,7 @@ def test_half_networks_are_cached_by_content(tmp_path: Path, tiny_onnx: Path, mo
     (tmp_path / "b.onnx").write_bytes(tiny_onnx.read_bytes())
     assert cached_half(tmp_path / "b.onnx", told.append) == first
     assert len(told) == 1
-    assert read_halves(first).half
+    assert read_halves(first).float16
     (tmp_path / "c.onnx").write_bytes(b"hello")
     with pytest.raises(InputError, match="not an ONNX network that can be read"):
         cached_half(tmp_path / "c.onnx")

@@ -43,7 +43,7 @@ def test_halves_draw_the_same_bits_wherever_the_cut_is(
     monkeypatch.setattr(module, "KEPT_BYTES", kept_bytes)
     halves = read_halves(tiny_onnx)
     assert (halves.encoder is None) == (kept_bytes == 0)
-    assert (halves.mode, halves.batch, halves.half) == ("ave", None, False)
+    assert (halves.mode, halves.batch, halves.float16) == ("ave", None, False)
     if kept_bytes:
         assert halves.again == (kept_bytes < TINY["encoder"][0] * 320 * 320 * 4)  # its full-resolution skip
     inputs = example(2)
@@ -95,7 +95,7 @@ def test_any_names_order_batch_and_type(
     onnx.save(model, tmp_path / "a.onnx")
     halves = read_halves(tmp_path / "a.onnx")
     assert halves.encoder is not None
-    assert halves.half == half
+    assert halves.float16 == half
     assert halves.batch == (batch if isinstance(batch, int) else None)
     inputs = example(batch if isinstance(batch, int) else 2)
     expected = run(tiny_onnx, *inputs)[0]

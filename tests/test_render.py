@@ -134,7 +134,7 @@ def test_where_memory_is_short_a_note_says_how_much_would_do(
     features, engine = load_features(features_file), load_engine(tiny_unet, device="cpu", engine="torch")
 
     def notes(memory: int) -> list[str]:
-        template = open_template(path, memory_budget=memory, keep=pixels == "rgb")
+        template = open_template(path, memory_budget=memory, keep_frames=pixels == "rgb")
         told: list[str] = []
         for _ in render(template, features, engine, batch=1, pixels=pixels, notes=told):
             pass

@@ -127,10 +127,10 @@ def drawn_by_kernel(
     """The same by the kernel; what it must not write to is looked at, and if `finite`, that all is written."""
     function = up_function(shape)
     y = y.to(torch.bfloat16 if shape.per_word == 2 else torch.float32).contiguous()
-    seen = seen.to(torch.bfloat16 if shape.seen_half else torch.float32).contiguous()
+    seen = seen.to(torch.bfloat16 if shape.seen_bfloat16 else torch.float32).contiguous()
     channels = rounded_up(shape.out, shape.lanes)
     size = (3, shape.height, shape.width) if shape.picture else (shape.height, shape.width, channels)
-    kind = torch.bfloat16 if shape.half_out else torch.float32
+    kind = torch.bfloat16 if shape.out_bfloat16 else torch.float32
     weights = torch.from_numpy(packed(network, shape, levels)).clone()
     if shape.per_word == 4:
         seen = skip_in_bytes(shape, seen, weights)
@@ -172,12 +172,12 @@ def check(shape: UpShape) -> None:
     seen = torch.rand(face) if shape.face else torch.randn(skip)
     if shape.per_word == 2:
         y = y.bfloat16()
-    if shape.seen_half:
+    if shape.seen_bfloat16:
         seen = seen.bfloat16()
     stride = shape.below_stride * (2 if shape.per_word == 2 else 1)
     beyond = lambda y: F.pad(y, (0, stride - shape.below))  # noqa: E731
     exact = expected_of(shape, network, y, seen, torch.float64)
-    least = torch.finfo(torch.bfloat16 if shape.half_out else torch.float32).eps * exact.abs().max()
+    least = torch.finfo(torch.bfloat16 if shape.out_bfloat16 else torch.float32).eps * exact.abs().max()
     if shape.per_word == 4:
         levels = levels_of(shape)
         found = drawn_by_kernel(shape, network, beyond(y), seen, levels=levels).double()
@@ -209,13 +209,13 @@ def shape_of(processor: Processor, **given: Any) -> UpShape:
     usual: dict[str, Any] = {
         "per_word": 1,
         "below_stride": stride // (2 if half else 1),
-        "seen_half": half,
-        "half_out": half,
+        "seen_bfloat16": half,
+        "out_bfloat16": half,
         "lanes": processor.lanes,
         "tiles": False,
     }
     shape = UpShape(**{**usual, **given})
-    shape = shape._replace(half_out=shape.half_out and not shape.picture)
+    shape = shape._replace(out_bfloat16=shape.out_bfloat16 and not shape.picture)
     return shape._replace(tiles=processor.tiles and fits_tiles(shape))
 
 
@@ -239,7 +239,7 @@ def test_a_block_is_computed(processor: Processor, height: int, width: int, chan
 
 
 def per_words(processor: Processor) -> list[int]:
-    return [1, *[2] * processor.half, *[4] * processor.bytes]
+    return [1, *[2] * processor.bfloat16, *[4] * processor.bytes]
 
 
 @settings(max_examples=12, deadline=None)
@@ -267,8 +267,9 @@ def test_blocks_of_any_width(data: st.DataObject) -> None:
         inner2=data.draw(st.integers(1, 70), "inner2"),
         picture=picture,
         per_word=per_word,
-        seen_half=(half and not face) or (per_word > 1 and data.draw(st.booleans(), "the face or skip in bfloat16")),
-        half_out=data.draw(st.booleans(), "output in bfloat16") and processor.half,
+        seen_bfloat16=(half and not face)
+        or (per_word > 1 and data.draw(st.booleans(), "the face or skip in bfloat16")),
+        out_bfloat16=data.draw(st.booleans(), "output in bfloat16") and processor.bfloat16,
     )
     assert fits(shape)
     check(shape)
@@ -285,7 +286,7 @@ def test_sigmoid_where_it_saturates(processor: Processor) -> None:
 
 def test_what_is_not_a_number_shows(processor: Processor) -> None:
     """In the picture around it, and nowhere else. Where windows are float16, infinity becomes its largest number."""
-    for per_word in [1, *[2] * processor.half]:
+    for per_word in [1, *[2] * processor.bfloat16]:
         shape = shape_of(processor, height=16, width=16, per_word=per_word, **LAST)
         for broken in [torch.nan, *[torch.inf] * (not shape.tiles)]:
             y, face = torch.zeros(8, 8, 32), torch.zeros(6, 16, 16)
@@ -364,7 +365,7 @@ def test_the_second_half_draws_what_openvino_draws(
     exact = predict(exact_engine, *inputs)
     levels = exact_engine.encode(inputs[0])
     ranges = measured_ranges(network.decoder, [(*seen, heard) for seen, heard in zip(levels, inputs[1], strict=True)])
-    for precision in ("fp32", *["bf16", "mixed"] * processor.half, *["int8"] * processor.bytes):
+    for precision in ("fp32", *["bf16", "mixed"] * processor.bfloat16, *["int8"] * processor.bytes):
         fast, whole = engines(network, precision, monkeypatch, ranges if precision == "int8" else None)
         assert isinstance(fast._decoder, UpDecoder)
         tiled = [kernel._shape.tiles for kernel in fast._decoder._kernels]

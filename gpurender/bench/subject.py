@@ -66,7 +66,7 @@ class Loaded:
 
     def open(self) -> Template:
         """The template opened anew: none of its frames is decoded yet."""
-        return open_template(self.subject.template, device=self.device, keep=self.device.type != "cpu")
+        return open_template(self.subject.template, device=self.device, keep_frames=self.device.type != "cpu")
 
     def hear(self) -> Features:
         return load_features(self.subject.sound, encoder=self._listener, device=self.device)
