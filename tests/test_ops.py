@@ -99,7 +99,7 @@ def test_kernels_that_cannot_start_are_explained(monkeypatch: pytest.MonkeyPatch
     why = ops.why_no_kernels("cuda")
     ops.why_no_kernels.cache_clear()
     assert why is not None
-    assert why.startswith("does not start (Failed to find C compiler.); Triton needs gcc and Python's headers")
+    assert why.startswith("does not start (Failed to find C compiler); Triton needs gcc and Python's headers")
 
 
 def test_tensors_on_different_devices_are_refused() -> None:
