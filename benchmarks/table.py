@@ -113,7 +113,7 @@ def whole_render(made: Record, size: str) -> list[str]:
 
 def machine(made: Record) -> str:
     of = made["machine"]
-    return of["gpu"] or f"{of['processor'].replace('(R)', '').removesuffix(' Processor')}, {of['cores']} cores"
+    return of["gpu"] or f"{of['processor'].replace('(R)', '').replace(' Processor', '')}, {of['cores']} cores"
 
 
 # --- benchmarks/README.md: every record ------------------------------------------------------------------------------
