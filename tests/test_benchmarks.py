@@ -163,7 +163,9 @@ def test_the_line_through_lengths() -> None:
     assert max(scaling.fitted({100: [3.0], 1000: [21.0], 10_000: [250.0]})[2]) > 1
 
 
-def test_ways_to_run_the_network(device: torch.device) -> None:
+def test_ways_to_run_the_network(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device.type == "cpu":  # torch.compile takes most of a minute for each way
+        monkeypatch.setattr(network, "LAYOUTS", {"channels last": torch.channels_last})
     launches = [*network.LAUNCHES[device.type], *(["compiled"] if shutil.which("gcc") else [])]
     precisions = network.PRECISIONS[device.type]
     with torch.no_grad():

@@ -59,6 +59,7 @@ def test_ranges_are_those_of_torchs_layers(tiny_unet: Path, tiny_onnx: Path) -> 
         assert any((torch.tensor(one) - expected).abs().max() <= most for one in found)
 
 
+@pytest.mark.usefixtures("_bytes")
 def test_convolutions_in_bytes_are_torchs() -> None:
     """A 1×1 convolution and a depthwise one with a bias in between, against torch's own 8 bits."""
     random = np.random.default_rng(1)
