@@ -231,7 +231,7 @@ def test_variation_keeps_the_mels_range() -> None:
 def test_hearing_learns() -> None:
     recordings = [record(speak(*sentence)) for sentence in training_sentences(6, 0)]
     before = Hearing()
-    hearing = train_hearing(copy.deepcopy(before), recordings, 1, 1e-3, 0.5, torch.device("cpu"), seed=0)
+    hearing = train_hearing(copy.deepcopy(before), recordings, 2, 1e-3, 0.5, torch.device("cpu"), seed=0)
     assert not hearing.training
     assert all(torch.isfinite(value).all() for value in hearing.state_dict().values())
     for (name, learnt), untaught in zip(hearing.named_parameters(), before.parameters(), strict=True):
@@ -252,7 +252,7 @@ def test_talking_learns() -> None:
     unet = untaught(hearing, seed=0)
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     for windows in (False, True):
-        unet = train_talking(unet, data, 1, 1e-3, 1.0, windows, torch.device("cpu"), seed=0)
+        unet = train_talking(unet, data, 2, 1e-3, 1.0, windows, torch.device("cpu"), seed=0)
         assert not unet.training
     assert any((value != before[name]).any() for name, value in unet.state_dict().items() if "up5" in name)
     for name, value in hearing.audio_model.state_dict().items():
