@@ -43,6 +43,8 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted: nothing unfinished was left at the output path.", err=True)
             ctx.exit(130)
+        except BrokenPipeError:
+            raise  # as of `| head`: click ends without a word
         except OSError as error:  # a directory that may not be entered, a name that is too long, a full standard output
             named = "" if error.filename is None else f"{error.filename}: "
             click.echo(f"Error: {named}{error.strerror or error}.", err=True)
