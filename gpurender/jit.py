@@ -44,8 +44,10 @@ class Processor(NamedTuple):
         """What tells how fast it is, by the names that its makers give; nothing for one without any of them."""
         if not self.lanes:
             return ""
+        if self.tiles:
+            return "AMX"
         types = [name for name, has in (("bfloat16", self.bfloat16), ("VNNI", self.bytes)) if has]
-        return ", ".join(["AMX" if self.tiles else "AVX-512" if self.lanes == 16 else "AVX2", *types[: not self.tiles]])
+        return ", ".join(["AVX-512" if self.lanes == 16 else "AVX2", *types])
 
 
 @functools.cache

@@ -324,3 +324,12 @@ def test_records_have_their_places(tmp_path: Path) -> None:
     made["machine"]["gpu"] = "NVIDIA H100 80GB HBM3"
     assert machine_name(made) == "nvidia-h100-80gb-hbm3"
     assert re.fullmatch(r"[a-z0-9.-]+", machine_name(made))
+
+
+def test_processors_are_named_with_what_tells_their_speed() -> None:
+    """The committed records' files have these names."""
+    zen4 = Processor("znver4", "", 16, bfloat16=True, bytes=True, tiles=False)
+    assert zen4.vectors == "AVX-512, bfloat16, VNNI"
+    assert zen4._replace(tiles=True).vectors == "AMX"
+    assert zen4._replace(lanes=8, bfloat16=False, bytes=False).vectors == "AVX2"
+    assert zen4._replace(lanes=0).vectors == ""
