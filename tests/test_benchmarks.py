@@ -35,6 +35,7 @@ from gpurender import (
     open_template,
 )
 from gpurender.bench.measured import Measured, Record, record
+from gpurender.jit import Processor
 from gpurender.render import probe_inputs
 from gpurender.template import frame_order
 
