@@ -1,4 +1,4 @@
-"""What runs the audio encoder: torch a checkpoint, OpenVINO an ONNX export."""
+"""Which audio encoder hears a sound, and what runs it: torch a checkpoint, OpenVINO an ONNX export."""
 
 from pathlib import Path
 
@@ -7,10 +7,22 @@ import openvino
 import torch
 from torch import Tensor
 
-from .audio import AudioEncoderLike
+from .audio import FEATURE_FILES, AudioEncoderLike
 from .cuda import resolve_device
 from .errors import InputError
+from .find import find_audio_encoder
 from .network import load_audio_encoder
+
+
+def encoder_for(audio: Path, template: Path, given: str | Path | None) -> Path | None:
+    """The audio encoder that some audio needs: the one that is given, else the template's; None for feature files.
+
+    Raises:
+        InputError: the template has none, see `find_audio_encoder`.
+    """
+    if audio.suffix.lower() in FEATURE_FILES:
+        return None
+    return find_audio_encoder(template) if given is None else Path(given)
 
 
 def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> AudioEncoderLike:

@@ -12,12 +12,24 @@ from .cuda import resolve_device
 from .engine import Choice, Engine, EngineName, Precision, Probe, fastest_that_agrees
 from .errors import DeviceError, InputError
 from .export import cached_onnx
+from .find import find_network
 from .network import Mode
 from .openvino_engine import OpenVinoEngine, faster_on_cpu, pays
 from .openvino_network import cached_network, return_free_memory
 from .ranges import measured_ranges
 from .tensorrt_choice import tensorrt_choice, usable_tensorrt
 from .torch_engine import TorchEngine, torch_network
+
+
+def network_for(template: Path, given: str | Path | None, engine: EngineName, device: torch.device) -> Path:
+    """The network that is given, else the template's, of which a checkpoint comes first where torch may run it.
+
+    Raises:
+        InputError: the template has none, see `find_network`.
+    """
+    if given is not None:
+        return Path(given)
+    return find_network(template, ".pth" if engine == "torch" or device.type == "cuda" else ".onnx")
 
 
 def load_engine(

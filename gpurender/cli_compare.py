@@ -91,9 +91,8 @@ def compare(a: str, b: str, quiet: bool, **options: Any) -> None:
     from .compare.run import compare_frames
     from .progress import TerminalProgress
 
-    if not quiet:
-        options["counted"] = TerminalProgress("comparing", "compared").each
-    comparison = compare_frames(a, b, **options)
+    progress = None if quiet else TerminalProgress("comparing", "compared")
+    comparison = compare_frames(a, b, progress=progress, **options)
     if not quiet:
         click.echo(str(comparison))
         for written in (options["side_by_side"], options["html"], options["json_file"]):
@@ -163,10 +162,8 @@ def reference(template: Path, audio: Path, out: Path, quiet: bool, **options: An
     from .progress import TerminalProgress
     from .reference import write_reference
 
-    if not quiet:
-        progress = TerminalProgress("drawing", "drew")
-        options |= {"notify": progress.stage, "counted": progress.each}
-    written = write_reference(template, audio, out, **options)
+    progress = None if quiet else TerminalProgress("drawing", "drew")
+    written = write_reference(template, audio, out, progress=progress, **options)
     if not quiet:
         width, height = written.size
         click.echo(f"wrote {out}: {len(written)} of {written.total} frames of {width}×{height}")

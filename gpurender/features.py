@@ -15,7 +15,7 @@ from .cuda import resolve_device
 from .errors import InputError
 from .find import find_audio_encoder, find_sound, find_template
 from .output import check_output, complete_or_absent
-from .render import Progress, Silent
+from .progress import Progress, Silent
 
 BLOCK = 256  # frames at a time
 

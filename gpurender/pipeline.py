@@ -6,9 +6,10 @@ from .audio import FEATURE_FILES, load_features
 from .errors import InputError
 from .find import find_sound
 from .network import WINDOW_SHAPES, Mode
+from .progress import Progress
 from .reference import write_reference
 from .reference_set import ReferenceSet
-from .render import Progress, make
+from .render import make
 
 
 class FrameGenerationPipeline:

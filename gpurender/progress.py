@@ -1,19 +1,43 @@
-"""Progress for a person: a bar on a terminal, now and then a plain line elsewhere."""
+"""Who is told how something long is getting on: nobody, or a person at a terminal or reading a log."""
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 LINE_SECONDS = 5.0
 T = TypeVar("T")
 
 
+class Progress(Protocol):
+    def stage(self, text: str) -> None:
+        """Something begins that may take a while."""
+        ...
+
+    def frames(self, batches: Iterable[Tensor], total: int) -> Iterable[Tensor]:
+        """Pass batches on, counting their frames."""
+        ...
+
+    def each(self, items: Iterable[T], total: int) -> Iterable[T]:
+        """Pass items on, counting each as a frame."""
+        ...
+
+
+class Silent:
+    def stage(self, text: str) -> None:
+        pass
+
+    def frames(self, batches: Iterable[Tensor], total: int) -> Iterable[Tensor]:
+        return batches
+
+    def each(self, items: Iterable[T], total: int) -> Iterable[T]:
+        return items
+
+
 class TerminalProgress:
-    """Writes to standard error: frames, rate and time left.
+    """Writes to standard error: frames, rate and time left; a bar on a terminal, now and then a plain line elsewhere.
 
     Args:
         doing, done: what happens to the frames.
@@ -30,13 +54,14 @@ class TerminalProgress:
         return self._counted(((batch, len(batch)) for batch in batches), total)
 
     def each(self, items: Iterable[T], total: int) -> Iterator[T]:
-        """Pass items on, a frame each."""
         return self._counted(((item, 1) for item in items), total)
 
     def _counted(self, items: Iterable[tuple[T, int]], total: int) -> Iterator[T]:
         return self._bar(items, total) if self._interactive else self._lines(items, total)
 
     def _bar(self, items: Iterable[tuple[T, int]], total: int) -> Iterator[T]:
+        from tqdm import tqdm  # not needed elsewhere
+
         with tqdm(total=total, unit=" frames", desc=self._doing, smoothing=0.1, file=sys.stderr) as bar:
             for item, frames in items:
                 yield item

@@ -5,25 +5,25 @@ What is written, and how another program reads it: `gpurender.reference_set`.
 
 import json
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .audio import FEATURE_FILES, Features, load_features
-from .audio_engine import load_audio_engine
+from .audio import Features, load_features
+from .audio_engine import encoder_for, load_audio_engine
 from .cache import hash_of
-from .choose_engine import load_engine
+from .choose_engine import load_engine, network_for
 from .crop import INNER, crop_faces, face_input
 from .cuda import resolve_device
 from .engine import Engine, EngineName, predict
 from .errors import InputError
-from .find import find_audio_encoder, find_network, find_sound, find_template
+from .find import find_sound, find_template
 from .network import WINDOW_SHAPES
 from .output import check_output_directory, complete_or_absent_directory, write_text
 from .paste import paste_faces
+from .progress import Progress, Silent
 from .reference_set import ARRAYS, FORMAT, METADATA, VERSION, ReferenceSet, open_reference
 from .report import installed
 from .template import Order, Template, frame_order, open_template
@@ -44,8 +44,7 @@ def write_reference(
     start_frame: int = 0,
     parsing: bool | None = None,
     overwrite: bool = False,
-    notify: Callable[[str], None] = lambda text: None,
-    counted: Callable[[Iterable[int], int], Iterable[int]] = lambda indices, total: indices,
+    progress: Progress | None = None,
 ) -> ReferenceSet:
     """Write a reference set of a render: sample frames, and what went into the network and came out, in float32.
 
@@ -57,8 +56,7 @@ def write_reference(
         frames: how many samples, evenly spaced from the first frame to the last; at most all.
         device, engine: see `load_engine`.
         overwrite: replace the reference set at `out`.
-        notify: is told when something begins that takes a while.
-        counted: passes the indices of the samples on, and may count them.
+        progress: is told about stages and samples.
 
     Returns:
         the set, opened.
@@ -66,7 +64,7 @@ def write_reference(
     Raises:
         InputError, DeviceError, OutputError: with what to do about it; nothing is left at `out` then.
     """
-    out = Path(out)
+    progress, out = progress or Silent(), Path(out)
     check_output_directory(out, overwrite, METADATA)
     if (out / METADATA).is_file():
         open_reference(out)  # else it is not ours to replace
@@ -75,16 +73,15 @@ def write_reference(
     template, audio, place = find_template(template), find_sound(audio), resolve_device(device)
     person = open_template(template, device=place, parsing=parsing)
     frame_order(len(person), range(1), order, start_frame)
-    torch_may_run_it = engine == "torch" or place.type == "cuda"
-    network = Path(model) if model is not None else find_network(template, ".pth" if torch_may_run_it else ".onnx")
-    listener = None
-    if audio.suffix.lower() not in FEATURE_FILES:
-        listener = Path(audio_encoder) if audio_encoder is not None else find_audio_encoder(template)
-    notify(f"reading {audio.name}")
-    heard_by = load_audio_engine(listener, place) if listener is not None else None
-    features = load_features(audio, encoder=heard_by, fps=fps, device=place)
-    notify(f"loading {network.name}")
-    runtime = load_engine(network, mode=features.mode, device=place, engine=engine, precision="fp32", notify=notify)
+    network = network_for(template, model, engine, place)
+    encoder_file = encoder_for(audio, template, audio_encoder)
+    listener = None if encoder_file is None else load_audio_engine(encoder_file, place)
+    progress.stage(f"reading {audio.name}")
+    features = load_features(audio, encoder=listener, fps=fps, device=place)
+    progress.stage(f"loading {network.name}")
+    runtime = load_engine(
+        network, mode=features.mode, device=place, engine=engine, precision="fp32", notify=progress.stage
+    )
 
     last, count = len(features) - 1, min(frames, len(features))
     indices = [round(k * last / (count - 1)) for k in range(count)] if count > 1 else [0]
@@ -92,7 +89,7 @@ def write_reference(
         (directory / "frames").mkdir()
         (directory / "samples").mkdir()
         samples = []
-        for index in counted(indices, count):
+        for index in progress.each(indices, count):
             shown = frame_order(len(person), range(index, index + 1), order, start_frame)
             samples.append(write_sample(directory, index, shown, person, features, runtime))
         metadata = {
@@ -114,7 +111,7 @@ def write_reference(
             },
             "model": named(network),
             "audio": named(audio),
-            "audio_encoder": named(listener) if listener is not None else None,
+            "audio_encoder": None if encoder_file is None else named(encoder_file),
             "arrays": {
                 "input": {"shape": [6, INNER, INNER], "dtype": "<f4"},
                 "audio": {"shape": list(WINDOW_SHAPES[features.mode]), "dtype": "<f4"},

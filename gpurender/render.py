@@ -14,27 +14,28 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .audio import FEATURE_FILES, Features, load_features
-from .audio_engine import load_audio_engine
+from .audio import Features, load_features
+from .audio_engine import encoder_for, load_audio_engine
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
-from .choose_engine import load_engine
+from .choose_engine import load_engine, network_for
 from .crop import crop_and_mask
 from .cuda import resolve_device
 from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
 from .errors import DeviceError, InputError
 from .faces import Faces
-from .find import find_audio_encoder, find_network, find_sound, find_template
+from .find import find_sound, find_template
 from .host_memory import free_memory
 from .ops import why_no_kernels
 from .output import check_outputs
 from .paste import paste_faces, paste_faces_nv12
 from .prefetch import stage
+from .progress import Progress, Silent
 from .report import Summary
 from .software_encoder import Codec
 from .template import DecoderName, Order, Template, frame_order, open_template
@@ -198,26 +199,6 @@ def what_keeping_takes(needed: int, device: torch.device) -> str:
     return f"with --memory {needed // 2**20 + 1} it would run once for each"
 
 
-class Progress(Protocol):
-    """Who is told how a render is getting on."""
-
-    def stage(self, text: str) -> None:
-        """Something begins that may take a while."""
-        ...
-
-    def frames(self, batches: Iterable[Tensor], total: int) -> Iterable[Tensor]:
-        """Pass batches on, counting their frames."""
-        ...
-
-
-class Silent:
-    def stage(self, text: str) -> None:
-        pass
-
-    def frames(self, batches: Iterable[Tensor], total: int) -> Iterable[Tensor]:
-        return batches
-
-
 def make(
     template: str | Path,
     audio: str | Path,
@@ -282,11 +263,9 @@ def make(
         keep_frames=not (surfaces and place.type == "cpu"),
     )
     frame_order(len(person), range(1), order, start_frame)
-    torch_may_run_it = engine == "torch" or place.type == "cuda"
-    network = Path(model) if model is not None else find_network(template, ".pth" if torch_may_run_it else ".onnx")
-    listener = None
-    if audio.suffix.lower() not in FEATURE_FILES:
-        listener = load_audio_engine(audio_encoder or find_audio_encoder(template), place)
+    network = network_for(template, model, engine, place)
+    encoder_file = encoder_for(audio, template, audio_encoder)
+    listener = None if encoder_file is None else load_audio_engine(encoder_file, place)
     progress.stage(f"reading {audio.name}")
     features = load_features(audio, encoder=listener, fps=fps, device=place)
     check_destination(out, frames=len(features), codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)

@@ -1,7 +1,7 @@
 """Two renders, frame by frame."""
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from math import inf, isnan
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..encode import check_destination, is_pattern, write_frames
 from ..errors import InputError
 from ..output import check_outputs, write_text
 from ..prefetch import prefetch
+from ..progress import Progress, Silent
 from ..rectangles import Rect
 from ..reference_set import array_differences
 from ..template import Order
@@ -46,7 +47,7 @@ def compare_frames(
     html: str | Path | None = None,
     json_file: str | Path | None = None,
     overwrite: bool = False,
-    counted: Callable[[Iterable[Pair], int], Iterable[Pair]] = lambda pairs, total: pairs,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Compare two renders: videos, directories or patterns of numbered pictures, or reference sets, in any mix.
 
@@ -66,7 +67,7 @@ def compare_frames(
         html: a page to write: curves over the frames, and the worst frames.
         json_file: a file to write with `Comparison.as_dict`.
         overwrite: replace what is at these three.
-        counted: passes the pairs on, and may count them.
+        progress: is told about frames.
 
     Raises:
         InputError: one of the two cannot be read, their frames differ in size, they have no frame in common, the part
@@ -108,7 +109,7 @@ def compare_frames(
             del pair
 
     with closing(read_and_measured(one, other, numbers, judged, place)) as pairs:
-        followed = noted(counted(pairs, len(numbers)))
+        followed = noted((progress or Silent()).each(pairs, len(numbers)))
         if side_by_side is None:
             for _ in followed:
                 pass
