@@ -19,13 +19,13 @@ from torch import Tensor
 
 from .audio_engine import load_audio_engine
 from .errors import InputError, OutputError
-from .export import OUTPUTS, cached_onnx, export_onnx
+from .export import OUTPUTS, cached_onnx, export_onnx, forget_its_origin
 from .find import find_audio_encoder, find_network, find_template
 from .halves import read_network
 from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
 from .output import check_output_directory, complete_or_absent_directory, describe
+from .progress import Progress, Silent
 from .rectangles import Rect
-from .render import Progress, Silent
 from .software_encoder import BT709, host_pictures, planar_frame, yuv_frames
 from .template import LANDMARKS, RECTANGLES, VIDEO, Template, open_template
 from .timings import Timings
@@ -259,5 +259,7 @@ def write_onnx(source: Path, model: onnx.ModelProto, inputs: tuple[str, ...], ou
             raise InputError(f"{source} uses the name {name} for something else; export the checkpoint instead.")
     for value, name in ports:
         value.name = name
+    written = onnx_ir.to_proto(graph)
+    forget_its_origin(written)
     out.parent.mkdir(exist_ok=True)
-    out.write_bytes(onnx_ir.to_proto(graph).SerializeToString())
+    out.write_bytes(written.SerializeToString())
