@@ -40,8 +40,8 @@ def main() -> None:
 def build(out: Path, device: str, seed: int, share: float) -> None:
     """Draw the template, speak the sentences, train both networks and write them.
 
-    Takes about an hour on two processor cores. What was learnt so far is kept in OUT/training: run it again to go on
-    after an interruption, and delete that directory to begin anew.
+    Takes about an hour on two processor cores that have bfloat16. What was learnt so far is kept in OUT/training: run
+    it again to go on after an interruption, and delete that directory to begin anew.
     """
     with what_it_needs():
         from .build import build as build_bundle

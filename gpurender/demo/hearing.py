@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..audio import MEL_BANDS, MEL_RATE, MEL_WINDOW, WINDOW, mel_starts
 from ..network import AudioEncoder, AudioModel
+from ..openvino_requests import has_bfloat16
 from .corpus import FPS, Recording
 from .mouth import PARAMETERS
 
@@ -88,7 +89,7 @@ def train_hearing(
     for _ in (bar := tqdm(range(steps), desc="learning to hear", unit=" steps")):
         windows, silent, mouth = (tensor.to(device) for tensor in segments(recordings, SEGMENTS, clean, generator))
         frames = torch.randperm(SEGMENT, generator=generator)[:LOOKED_AT]
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_bfloat16(device):
             features = hearing.features(windows, silent)
             seen = hearing.read(hearing.heard(features, frames).flatten(0, 1)).unflatten(0, (SEGMENTS, LOOKED_AT))
             glimpsed = hearing.glimpse(features).unflatten(2, (GLIMPSE, -1))
@@ -104,6 +105,12 @@ def train_hearing(
         average.update_parameters(hearing)
         bar.set_postfix_str(f"error {loss.item():.4f}", refresh=False)
     return cast(Hearing, average.module.eval().cpu())
+
+
+def in_bfloat16(device: torch.device) -> torch.autocast:
+    """What can be is computed in bfloat16, where the device has it: others imitate it, many times slower."""
+    has_it = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else has_bfloat16()
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_it)
 
 
 def error(seen: Tensor, mouth: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..cubic import resize_cubic
 from ..network import UNet
 from ..template import Template
 from .corpus import Recording
-from .hearing import AUDIO_WIDTHS, LOOKED_AT, SEGMENT, SEGMENTS, Hearing, segments
+from .hearing import AUDIO_WIDTHS, LOOKED_AT, SEGMENT, SEGMENTS, Hearing, in_bfloat16, segments
 from .mouth import HIGHEST, LOWEST, PARAMETERS
 from .scene import draw
 
@@ -147,7 +147,7 @@ def train_talking(
         size = WINDOW if windows else (160, 160)
         inputs = face_input(data.crops[frames]).to(device, memory_format=torch.channels_last)
         heard = data.heard[frames[:, None], mouths].flatten(0, 1).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_bfloat16(device):
             drawn = draw_window(unet, inputs, heard, top, left, *size)
         wanted = data.faces[frames[:, None], mouths].flatten(0, 1)
         window = (2 * top, 2 * (top + size[0])), (2 * left, 2 * (left + size[1]))
