@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TINY
+from conftest import TINY, TINY_ENCODER
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import gpurender.coreml as module
-from gpurender import InputError, OutputError, UNet, load_audio_encoder, load_unet
+from gpurender import AudioEncoder, InputError, OutputError, UNet, load_audio_encoder, load_unet
 from gpurender.cli import main
 from gpurender.coreml import Constants, convert, evaluate, export_coreml, quiet
 from gpurender.export import example_inputs
@@ -45,6 +45,17 @@ def ports(descriptions: Any) -> dict[str, tuple[tuple[int, ...], int]]:
 
 def load_spec(coremltools: Any, package: Path) -> Any:
     return coremltools.utils.load_spec(str(package))
+
+
+def types_in(coremltools: Any, spec: Any) -> set[tuple[int, int]]:
+    """The types, and numbers of axes, of all that is computed."""
+    main = spec.mlProgram.functions["main"]
+    return {
+        (output.type.tensorType.dataType, len(output.type.tensorType.dimensions))
+        for operation in main.block_specializations[main.opset].operations
+        if operation.type != "const"
+        for output in operation.outputs
+    }
 
 
 def weights_in(coremltools: Any, package: Path) -> list[torch.Tensor]:
@@ -88,6 +99,7 @@ def test_names_shapes_types_and_weights(
     check = export_coreml(tiny_of(mode), package, mode=mode)
     assert check.psnr_db > 40
     spec = load_spec(coremltools, package)
+    assert types_in(coremltools, spec) == {(coremltools.proto.MIL_pb2.DataType.FLOAT16, 4)}
     half = coremltools.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT16
     assert ports(spec.description.input) == {
         "input": ((1, 6, 320, 320), half),
@@ -119,18 +131,6 @@ def test_the_audio_encoder(coremltools: Any, tmp_path: Path, tiny_encoder: Path)
     expected = folded_weights(network, example_inputs(network, 1))
     for ours, theirs in zip(weights_in(coremltools, package), expected, strict=True):
         assert ((ours - theirs).abs() <= theirs.abs() * 2**-10 + 1e-6).all()
-
-
-def test_half_precision_all_through(coremltools: Any, tmp_path: Path, tiny: Path) -> None:
-    export_coreml(tiny, tmp_path / "a.mlpackage")
-    main = load_spec(coremltools, tmp_path / "a.mlpackage").mlProgram.functions["main"]
-    types = {
-        (output.type.tensorType.dataType, len(output.type.tensorType.dimensions))
-        for operation in main.block_specializations[main.opset].operations
-        if operation.type != "const"
-        for output in operation.outputs
-    }
-    assert types == {(coremltools.proto.MIL_pb2.DataType.FLOAT16, 4)}
 
 
 class Uneven(nn.Module):
@@ -169,15 +169,15 @@ def test_evaluation_is_the_networks_or_none(coremltools: Any, tmp_path: Path, pa
 
 
 def test_an_export_that_differs_is_not_written(
-    coremltools: Any, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    coremltools: Any, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(tools: Any, network: UNet) -> Any:
-        return convert(tools, UNet(**TINY).eval())  # random weights
+    def wrong(tools: Any, network: AudioEncoder) -> Any:
+        return convert(tools, AudioEncoder(TINY_ENCODER).eval())  # random weights
 
     monkeypatch.setattr(module, "convert", wrong)
     with pytest.raises(InputError, match="Core ML export is not close enough.*nothing was written"):
-        export_coreml(tiny, tmp_path / "a.mlpackage")
-    assert os.listdir(tmp_path) == ["tiny.pth"]
+        export_coreml(tiny_encoder, tmp_path / "a.mlpackage")
+    assert os.listdir(tmp_path) == []
 
 
 def test_overwriting_and_permissions(coremltools: Any, tmp_path: Path, tiny: Path, tiny_encoder: Path) -> None:

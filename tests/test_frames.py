@@ -29,8 +29,7 @@ def engines(seeded_unet: Path, seeded_onnx: Path) -> dict[str, Engine]:
     }
 
 
-@pytest.mark.parametrize("kind", ["plain", "parsing"])
-@pytest.mark.parametrize("engine", ["openvino", "torch"])
+@pytest.mark.parametrize(("engine", "kind"), [("openvino", "plain"), ("openvino", "parsing"), ("torch", "parsing")])
 def test_golden_frames(
     shared: Path, seeded_encoder: Path, engines: dict[str, Engine], engine: EngineName, kind: str
 ) -> None:

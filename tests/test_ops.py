@@ -1,5 +1,6 @@
 """The batched ops as a researcher has them: compiled, exported, differentiated, fed from other libraries."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -124,21 +125,25 @@ def test_other_names_are_refused() -> None:
 @pytest.mark.parametrize("impl", IMPLS)
 def test_ops_are_registered_as_they_behave(impl: Impl, kernel_device: torch.device) -> None:
     device, count = kernel_device, count_for(impl, kernel_device)
+    of_all = "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"
+    # Gradients are the same functions of both implementations, and the interpreter is slow.
+    tests = of_all[:3] if impl == "kernel" and device.type == "cpu" else of_all
+    check = functools.partial(opcheck, test_utils=tests)
     frames, crops, predictions = floats(count, device)
     rects, keep, eight = RECTS[:count], KEEP[:count].to(device), FRAMES[:count].to(device)
     surfaces = rgb_to_nv12(FRAMES[:count]).to(device)
-    opcheck(crop_op, (frames, rects, None, "bt709", False, impl))
-    opcheck(crop_op, (frames, rects, torch.float32, "bt709", False, impl))
-    opcheck(crop_op, (eight, rects, torch.float16, "bt709", False, impl))
-    opcheck(crop_op, (surfaces, torch.tensor([[1, 2, 20, 22]] * count), torch.float32, "bt601", True, impl))
-    opcheck(paste_op, (frames, crops, predictions, rects, keep, impl))
-    opcheck(paste_in_place_op, (frames.detach(), crops.detach(), predictions.detach(), rects, None, impl))
+    check(crop_op, (frames, rects, None, "bt709", False, impl))
+    check(crop_op, (frames, rects, torch.float32, "bt709", False, impl))
+    check(crop_op, (eight, rects, torch.float16, "bt709", False, impl))
+    check(crop_op, (surfaces, torch.tensor([[1, 2, 20, 22]] * count), torch.float32, "bt601", True, impl))
+    check(paste_op, (frames, crops, predictions, rects, keep, impl))
+    check(paste_in_place_op, (frames.detach(), crops.detach(), predictions.detach(), rects, None, impl))
     faces = (CROPS[:count].to(device), predictions.detach(), rects, keep)
-    opcheck(paste_nv12_op, (eight, *faces, "bt2020", True, impl))
-    opcheck(rgb_to_nv12_op, (eight, "bt601", True, impl))
-    opcheck(nv12_to_rgb_op, (surfaces, "bt601", True, "left", impl))
-    opcheck(crop_transposed, (crops, rects, 31, 44))
-    opcheck(paste_transposed, (frames, rects, keep))
+    check(paste_nv12_op, (eight, *faces, "bt2020", True, impl))
+    check(rgb_to_nv12_op, (eight, "bt601", True, impl))
+    check(nv12_to_rgb_op, (surfaces, "bt601", True, "left", impl))
+    check(crop_transposed, (crops, rects, 31, 44))
+    check(paste_transposed, (frames, rects, keep))
 
 
 class Rendering(torch.nn.Module):
