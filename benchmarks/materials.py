@@ -16,7 +16,7 @@ from gpurender import (
     load_unet,
     open_template,
 )
-from gpurender.seeds import seeded_weights
+from gpurender.seeds import save_seeded
 
 SMALL_UNET = {
     "encoder": (8, 8, 8, 16, 16, 16),
@@ -43,14 +43,13 @@ def avatar_pictures(to: Path, frames: int) -> Path:
 
 def seeded_networks(folder: Path) -> tuple[Path, Path]:
     """Full-width checkpoints of a U-Net and an audio encoder, their weights by rule."""
-    return saved(UNet(), folder / "seeded.pth"), saved(AudioEncoder(), folder / "seeded_encoder.pth")
+    return save_seeded(UNet(), folder / "seeded.pth"), save_seeded(AudioEncoder(), folder / "seeded_encoder.pth")
 
 
 def small_networks(folder: Path) -> tuple[Path, Path]:
     """The same in narrow, for benchmarks that are not about the network."""
-    return saved(UNet(**SMALL_UNET), folder / "small.pth"), saved(
-        AudioEncoder(SMALL_ENCODER), folder / "small_encoder.pth"
-    )
+    unet, encoder = UNet(**SMALL_UNET), AudioEncoder(SMALL_ENCODER)
+    return save_seeded(unet, folder / "small.pth"), save_seeded(encoder, folder / "small_encoder.pth")
 
 
 def avatar_networks() -> tuple[Path, Path]:
@@ -66,9 +65,3 @@ def widened_networks(folder: Path) -> tuple[Path, Path]:
     torch.save(widened_unet(load_unet(unet)).state_dict(), files[0])
     torch.save(widened_encoder(load_audio_encoder(encoder)).state_dict(), files[1])
     return files
-
-
-def saved(network: torch.nn.Module, file: Path) -> Path:
-    """A network with weights by rule."""
-    torch.save(seeded_weights(network), file)
-    return file

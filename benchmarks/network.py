@@ -28,8 +28,8 @@ from gpurender.export import example_input
 from gpurender.fused_network import FusedUNet
 from gpurender.network import UNet
 from gpurender.seeds import seeded_weights
+from gpurender.torch_engine import TYPES
 
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = {"cuda": ("fp32", "fp16", "bf16"), "cpu": ("fp32", "bf16")}
 LAYOUTS = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
 COMPILED = "compiled"

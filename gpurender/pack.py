@@ -122,12 +122,12 @@ def pack_template(
         if listener:
             write_audio_encoder(listener, package, progress)
         write_rectangles(package, [cast(Rect, tuple(rect)) for rect in person.rects.tolist()])
-        copy_numbered(landmark_files(person), package / LANDMARKS)
+        copy_numbered(landmarks_of(person), package / LANDMARKS)
         copy_numbered(person.mask_files, package / "parsing")
         frames = progress.frames(blocks(person), len(person))
         write_video(package, frames, fps=FRAME_RATES[kind], lossless=lossless)
         progress.stage("comparing the package with the template")
-        psnr = compare(person, open_template(package), lossless)
+        psnr = worst_psnr(person, open_template(package), lossless)
         size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
     made = tuple(Path(name).name for name, of in ((GENERATOR, generator), (AUDIO_ENCODER, listener)) if of)
     return Packed(out, person, kind, lossless, psnr, made, size)
@@ -186,7 +186,7 @@ def blocks(template: Template) -> Iterator[Tensor]:
         yield template.frames(range(start, min(start + BLOCK, len(template))))[0]
 
 
-def landmark_files(template: Template) -> Sequence[Path]:
+def landmarks_of(template: Template) -> Sequence[Path]:
     """A template's landmarks; also those that a package has beside its rectangles."""
     beside = [template.path / LANDMARKS / f"{i}.lms" for i in range(len(template))]
     return template.landmark_files or ([] if not all(file.is_file() for file in beside) else beside)
@@ -199,8 +199,8 @@ def copy_numbered(files: Sequence[Path], directory: Path) -> None:
         shutil.copyfile(file, directory / f"{number}{file.suffix.lower()}")
 
 
-def compare(template: Template, package: Template, lossless: bool) -> float:
-    """Read a package back: the PSNR of the worst frame in decibels.
+def worst_psnr(template: Template, package: Template, lossless: bool) -> float:
+    """Of the package's frames, read back, in decibels.
 
     Raises:
         OutputError: it is not what the template is.

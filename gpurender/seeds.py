@@ -1,6 +1,7 @@
 """Weights by rule: every parameter from its name, so that golden numbers need no stored weights (specification)."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,12 @@ from torch import nn
 
 def seeded_weights(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: seeded(name, tuple(value.shape)) for name, value in network.state_dict().items()}
+
+
+def save_seeded(network: nn.Module, file: Path) -> Path:
+    """Write a checkpoint of a network's shapes with such weights."""
+    torch.save(seeded_weights(network), file)
+    return file
 
 
 def seeded(name: str, shape: tuple[int, ...]) -> torch.Tensor:

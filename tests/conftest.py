@@ -25,6 +25,8 @@ if not torch.cuda.is_available():
 
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
+from materials import SMALL_ENCODER as TINY_ENCODER
+from materials import SMALL_UNET as TINY
 from onnx import ModelProto
 from PIL import Image
 
@@ -36,19 +38,11 @@ from gpurender.face_kernels import crop_function, paste_function
 from gpurender.jit import Processor, this_processor
 from gpurender.network import Mode
 from gpurender.output import complete_or_absent
-from gpurender.seeds import seeded_weights
+from gpurender.seeds import save_seeded
 from gpurender.tensorrt_build import TensorRt
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """The reference's sample and golden numbers; a real person's, so they are not part of the project."""
-
-TINY = {
-    "encoder": (8, 8, 8, 16, 16, 16),
-    "audio": (32, 16, 16, 16, 16),
-    "fuse": (16, 16),
-    "decoder": (16, 8, 8, 8, 8),
-}
-TINY_ENCODER = (4, 4, 4, 8, 8, 8, 8, 8, 8, 16, 16, 16, 512)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -150,22 +144,22 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def seeded_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A full-width `ave` checkpoint of the golden numbers' weights."""
-    return _save(UNet(), tmp_path_factory.mktemp("networks") / "seeded.pth")
+    return save_seeded(UNet(), tmp_path_factory.mktemp("networks") / "seeded.pth")
 
 
 @pytest.fixture(scope="session")
 def seeded_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _save(AudioEncoder(), tmp_path_factory.mktemp("networks") / "encoder.pth")
+    return save_seeded(AudioEncoder(), tmp_path_factory.mktemp("networks") / "encoder.pth")
 
 
 @pytest.fixture(scope="session")
 def tiny_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _save(UNet(**TINY), tmp_path_factory.mktemp("networks") / "tiny.pth")
+    return save_seeded(UNet(**TINY), tmp_path_factory.mktemp("networks") / "tiny.pth")
 
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _save(AudioEncoder(TINY_ENCODER), tmp_path_factory.mktemp("networks") / "tiny_encoder.pth")
+    return save_seeded(AudioEncoder(TINY_ENCODER), tmp_path_factory.mktemp("networks") / "tiny_encoder.pth")
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +170,7 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mode], Path]:
     def checkpoint(mode: Mode) -> Path:
         path = directory / f"{mode}.pth"
         audio = {"audio": (256, 16, 16, 16, 16)} if mode == "wenet" else {}
-        return path if path.exists() else _save(UNet(mode, **(TINY | audio)), path)  # pyright: ignore
+        return path if path.exists() else save_seeded(UNet(mode, **(TINY | audio)), path)  # pyright: ignore
 
     return checkpoint
 
@@ -196,11 +190,6 @@ def rtx() -> TensorRt:
     """The real TensorRT-RTX, which builds plans without a GPU."""
     api = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installable here: NO PLAN IS BUILT")
     return TensorRt(api, api.__version__)
-
-
-def _save(network: torch.nn.Module, path: Path) -> Path:
-    torch.save(seeded_weights(network), path)
-    return path
 
 
 # --- templates -------------------------------------------------------------------------------------------------------

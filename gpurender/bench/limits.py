@@ -21,18 +21,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..crop import CROP, INNER
 from ..export import cached_onnx
 from ..halves import infer_shapes, read_halves
-from ..network import FACE_SHAPE, WINDOW_SHAPES, load_audio_encoder, load_unet
+from ..network import FACE_SHAPE, MEL_SHAPE, WINDOW_SHAPES, load_audio_encoder, load_unet
 from ..openvino_requests import compiled_model, has_bfloat16
 from ..ranges import in_bytes
+from ..torch_engine import TYPES
 from .measured import Measured
 from .subject import Loaded
 
 COPIED_BYTES = 2**28
 SQUARE = {"cpu": 1536, "cuda": 8192}  # rows of the matrices
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CUBIC_FLOPS = 7  # of a value out of four: four products, three sums
 COLOUR_FLOPS = 13  # a pixel: five for luma; of four pixels' chroma, 9 for means, 5 for luma and twice 5, and 8 to round
-MEL_WINDOW_SHAPE = (1, 80, 16)
 
 
 class Count(NamedTuple):
@@ -150,7 +149,7 @@ def counts(loaded: Loaded) -> dict[str, Count]:
     return {
         "template decode": Count(pixels * (3 + mask), None),
         **again,
-        "audio": Count(4 * prod(MEL_WINDOW_SHAPE), audio_flops(loaded.subject.audio_encoder)),
+        "audio": Count(4 * prod(MEL_SHAPE), audio_flops(loaded.subject.audio_encoder)),
         "crop": Count(3 * area + 3 * CROP**2 + face_bytes, crop_flops + 3 * INNER**2),
         "network encode": Count(
             face_bytes + value * seen.outputs + value * seen.weights / loaded.batch, seen.flops, first_half
@@ -232,7 +231,7 @@ def audio_flops(path: Path) -> float:
         return onnx_work(onnx.load(path)).flops
     network = load_audio_encoder(path).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, *MEL_WINDOW_SHAPE, device="meta"))
+        network(torch.empty(1, *MEL_SHAPE, device="meta"))
     return counter.get_total_flops()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..audio import FEATURE_FILES, SAMPLE_RATE, AudioEncoderLike, Features, decode_sound, load_features
 from ..audio_engine import load_audio_engine
@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..find import find_audio_encoder
 from ..network import AudioEncoder, UNet
 from ..render import probe_inputs
-from ..seeds import seeded_weights
+from ..seeds import save_seeded
 from ..template import Template, open_template
 
 AT_ONCE = 8  # frames at a time while a template is enlarged
@@ -119,7 +119,7 @@ class Loaded:
 # --- making what is measured -----------------------------------------------------------------------------------------
 
 
-def enlarged(template: Path, size: tuple[int, int], to: Path, fps: int = 25) -> Path:
+def enlarged(template: Path, size: tuple[int, int], to: Path) -> Path:
     """A template package in another size: frames resized (bicubic), rectangles and parsing masks with them."""
     person = open_template(template, memory_budget=0)
     width, height = size
@@ -143,7 +143,7 @@ def enlarged(template: Path, size: tuple[int, int], to: Path, fps: int = 25) -> 
             larger = F.interpolate(frames.float(), (height, width), mode="bicubic", align_corners=False)
             yield larger.round_().clamp_(0, 255).to(torch.uint8)
 
-    write_frames(resized(), to / "full_body_video.mp4", fps=fps, encoder="x264")
+    write_frames(resized(), to / "full_body_video.mp4", fps=25, encoder="x264")
     return to
 
 
@@ -173,11 +173,6 @@ def sound_of(audio: Path, seconds: float, to: Path) -> Path:
     return to
 
 
-def seeded_checkpoint(network: nn.Module, to: Path) -> Path:
-    torch.save(seeded_weights(network), to)
-    return to
-
-
 def chosen_networks(template: Path, model: Path | None, folder: Path) -> tuple[Path, Path]:
     """The U-Net and the audio encoder: what is given, else the full-width network of seeded weights; the audio encoder
     beside the template, else again one of seeded weights.
@@ -190,5 +185,5 @@ def chosen_networks(template: Path, model: Path | None, folder: Path) -> tuple[P
     try:
         listener = find_audio_encoder(template)
     except InputError:
-        listener = seeded_checkpoint(AudioEncoder(), folder / "audio_encoder.pth")
-    return model or seeded_checkpoint(UNet(), folder / "seeded.pth"), listener
+        listener = save_seeded(AudioEncoder(), folder / "audio_encoder.pth")
+    return model or save_seeded(UNet(), folder / "seeded.pth"), listener

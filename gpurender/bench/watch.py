@@ -77,13 +77,12 @@ class Watched:
         return began, began + self.report["render_seconds"]
 
 
-def watch_make(words: Sequence[object], *, device: str = "cpu", environment: dict[str, str] | None = None) -> Watched:
+def watch_make(words: Sequence[object], *, device: str = "cpu") -> Watched:
     """Run `gpurender make` with some words; its video goes where nobody looks.
 
     Args:
         words: options, but for `--out` and `--report`.
         device: whose memory is watched, `cpu`, `cuda` or `cuda:N`.
-        environment: variables that differ from ours.
 
     Raises:
         InputError: it ended with an error, which this repeats.
@@ -97,9 +96,8 @@ def watch_make(words: Sequence[object], *, device: str = "cpu", environment: dic
         command += ["--out", str(Path(folder) / "out.mp4"), "--report", str(report)]
         free = free_device_bytes(device)
         began, clock = time.perf_counter(), time.time()
-        process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, **(environment or {})}
-        )
+        environment = {**os.environ, "PYTHONPATH": path}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         ended = threading.Event()
         sampler = threading.Thread(target=sample, args=(process.pid, device, free, began, ended, watched))
         sampler.start()
