@@ -20,6 +20,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from torch import Tensor
 
+from .cuda import exact_products
 from .errors import InputError
 from .network import FRAME_RATES, WINDOW_SHAPES, Mode
 
@@ -220,7 +221,7 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
 
     def encode(first: int, count: int) -> Tensor:
         index = starts[first : first + count, None] + rows
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_products():
             return encoder(mel[index].transpose(1, 2)[:, None].contiguous()).float()
 
     def read(start: int, stop: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 import ctypes
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -60,6 +61,36 @@ def why_no_cuda() -> str:
     if status != OK:
         return f"the NVIDIA driver finds no GPU that it can use (cuInit gives {status})."
     return "torch cannot use the GPU; python -c 'import torch; torch.cuda.init()' says why."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory did not do: as torch says it of its own tensors, and CUDA and Triton of theirs."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+EXACT = threading.Lock()
+exact_now: list[ExitStack] = []
+"""A stack for each that computes exactly at the moment; the first one has the setting of before."""
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """float32 means float32, not TF32, in cuDNN's convolutions. That is the process's setting: it is as it was before
+    once the last of several threads is done."""
+    with EXACT:
+        exact_now.append(ExitStack())
+        if len(exact_now) == 1:
+            flags = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+            exact_now[0].enter_context(flags)
+    try:
+        yield
+    finally:
+        with EXACT:
+            if len(exact_now) == 1:
+                exact_now[0].close()
+            exact_now.pop()
 
 
 def driver_is_here() -> bool:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-CAPTURING = threading.Lock()  # a capture begins by waiting for the whole GPU, which another capture must not be in
+CAPTURING = threading.Lock()  # a capture begins by waiting for the whole GPU; nobody else may wait for it meanwhile
 
 
 def captured(launch: Callable[[int], None], device: torch.device) -> Callable[[], None]:
@@ -16,11 +16,20 @@ def captured(launch: Callable[[int], None], device: torch.device) -> Callable[[]
         launch: is given the stream to launch on, torch's current one meanwhile, by its handle.
     """
     graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream(device)
-    # "thread_local": other threads' copies and allocations go on meanwhile
-    with CAPTURING, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        launch(stream.cuda_stream)
+    stream, before = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    try:
+        # "thread_local": other threads' copies and allocations go on meanwhile
+        with CAPTURING, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            launch(stream.cuda_stream)
+    finally:  # where a capture fails, torch stays on its stream, for which nobody would wait
+        torch.cuda.set_stream(before)
     return graph.replay
+
+
+def wait_for_all(device: torch.device) -> None:
+    """Until a GPU has nothing left to do; not while another thread captures, which would break its capture."""
+    with CAPTURING:
+        torch.cuda.synchronize(device)
 
 
 class Turns:

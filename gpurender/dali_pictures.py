@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .cuda import is_out_of_memory
 from .errors import DeviceError, InputError, first_line
 from .pictures import Pictures, read_picture
 from .streams import hand_over
@@ -88,15 +89,16 @@ class DaliPictures:
         decoded: dict[Path, Tensor] = {}
         try:
             decoded = dict(zip(by_dali, self._decode_by_dali(by_dali), strict=True))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # does not say which: one by one, then
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            # It does not say which: one by one, then.
             for file in by_dali:
                 try:
                     (decoded[file],) = self._decode_by_dali([file])
-                except torch.OutOfMemoryError:
-                    raise
                 except RuntimeError as error:
+                    if is_out_of_memory(error):
+                        raise
                     decoded[file] = read_picture(file).to(self._device)  # or it says what is wrong with the file
                     self._set_aside(file, first_line(error))
         return [decoded[file] if file in decoded else read_picture(file).to(self._device) for file in files]

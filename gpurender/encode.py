@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple, Protocol
 
 import av
 import av.error
-import torch
 from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
 from .audio import open_sound
+from .cuda import is_out_of_memory
 from .errors import DeviceError, InputError, OutputError
 from .mjpeg import MjpegEncoder
 from .numbered import JPEG_QUALITIES, JPEG_QUALITY, write_pictures
@@ -217,7 +217,9 @@ def _encoder_errors(out: Path) -> Iterator[None]:
         yield
     except av.error.FFmpegError as error:
         raise OutputError(describe(out, OSError(error.errno, error.strerror))) from error
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError(
             "the GPU has too little free memory to encode; give a smaller --batch or --memory, or --device cpu."
         ) from None

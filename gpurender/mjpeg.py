@@ -8,6 +8,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
+from .cuda_graphs import wait_for_all
 from .errors import DeviceError
 from .numbered import JPEG_QUALITY
 from .prefetch import stage
@@ -53,7 +54,7 @@ class MjpegEncoder:
                 torch.cuda.current_stream(frames.device).synchronize()
             pictures = self._encode_jpeg(list(frames), quality=self._quality)
             if frames.is_cuda:
-                torch.cuda.synchronize(frames.device)
+                wait_for_all(frames.device)
             return [picture.cpu() for picture in pictures]  # files, not pixels
 
         count = 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .color import Matrix, Siting, nv12_to_rgb
+from .cuda import is_out_of_memory
 from .errors import DeviceError, InputError
 from .pynvvideocodec import explained, load_pynvvideocodec, reason
 from .streams import hand_over
@@ -78,9 +79,11 @@ class NvdecFrames:
         try:
             self._to_rgb = self._find_conversion()
             self._hold_against_video()
-        except (DeviceError, InputError, torch.OutOfMemoryError):
+        except (DeviceError, InputError):
             raise
         except Exception as error:  # PyNvVideoCodec's derive from Exception alone
+            if is_out_of_memory(error):
+                raise
             raise DeviceError(f"NVDEC cannot decode {video.file.name} ({reason(error)}).") from None
 
     def __len__(self) -> int:
@@ -95,9 +98,9 @@ class NvdecFrames:
         try:
             with self._lock:
                 return self._to_frames(self._from_stretch(sorted(set(indices))), self._to_rgb, indices)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # PyNvVideoCodec's derive from Exception alone
+            if is_out_of_memory(error):
+                raise
             raise InputError(
                 f"{self._video.file}: NVDEC cannot decode some of the frames {min(indices)} to {max(indices)} "
                 f"({reason(error)}); with --decoder pyav the CPU decodes."

@@ -11,11 +11,11 @@ from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
-from .cuda import context_kept, why_no_cuda
+from .cuda import context_kept, fixed_function_engines, why_no_cuda
 from .elementary import ElementaryTrack
 from .errors import DeviceError
 from .prefetch import stage
-from .pynvvideocodec import explained, load_pynvvideocodec
+from .pynvvideocodec import HAS_NO_NVENC, explained, load_pynvvideocodec
 from .software_encoder import Codec, as_nv12
 from .timings import Timings
 
@@ -78,7 +78,7 @@ class NvencEncoder:
                     encoded = timings.measured("encode", lambda batch=batch, at=count: self._encode(batch, at), HOST)
                 count += len(batch)
                 yield count, encoded
-        yield count, timings.measured("encode", lambda: self._mux(self._session.EndEncode()), HOST)
+        yield count, timings.measured("encode", self._flush, HOST)
 
     def _encode(self, surfaces: Tensor, number: int) -> list[Packet]:
         packets = []
@@ -90,6 +90,12 @@ class NvencEncoder:
             except Exception as error:
                 raise DeviceError(explained(error)) from None
         return packets
+
+    def _flush(self) -> list[Packet]:
+        try:
+            return self._mux(self._session.EndEncode())
+        except Exception as error:
+            raise DeviceError(explained(error)) from None
 
     def _mux(self, pictures: list[dict[str, Any]]) -> list[Packet]:
         return [
@@ -139,19 +145,33 @@ def session_settings(codec: Codec, quality: int | None, rate: Fraction, b_frames
     return settings
 
 
-@lru_cache
 def encoder_abilities(gpu: int, codec: Codec) -> dict[str, int]:
-    """What a GPU's NVENC can do for a codec, asked once: asking opens a session.
+    """What a GPU's NVENC can do for a codec.
 
     Raises:
         DeviceError: it cannot, and why.
     """
     if not torch.cuda.is_available():  # asked first: without a GPU, PyNvVideoCodec ends the process
         raise DeviceError(f"there is no GPU for NVENC: {why_no_cuda()}")
+    if fixed_function_engines(gpu)["nvenc"] is False:
+        raise DeviceError(HAS_NO_NVENC)
+    answer = told_abilities(gpu, codec)
+    if isinstance(answer, str):
+        raise DeviceError(answer)
+    return answer
+
+
+@lru_cache
+def told_abilities(gpu: int, codec: Codec) -> dict[str, int] | str:
+    """The same by PyNvVideoCodec, or that there is none. Asked once: asking opens a session, and if that fails, leaves
+    a CUDA context behind, some hundred megabytes of the GPU's memory."""
     try:
         with context_kept():
             return dict(load_pynvvideocodec().GetEncoderCaps(gpuid=gpu, codec=codec))
     except DeviceError:
         raise
     except Exception as error:
-        raise DeviceError(explained(error)) from None
+        why = explained(error)
+        if why == HAS_NO_NVENC:
+            return why
+        raise DeviceError(why) from None  # which may pass: sessions are taken

@@ -9,6 +9,7 @@ from .cuda import CONTAINER, NO_DRIVER, driver_is_here
 from .errors import DeviceError, first_line
 
 NO_NVENC, NO_MEMORY = 2, 10  # NVENC's status codes
+HAS_NO_NVENC = "this GPU has no NVENC (A100, H100 and H200 have none), or not for this codec."
 
 
 def load_pynvvideocodec() -> ModuleType:
@@ -38,7 +39,7 @@ def explained(error: Exception) -> str:
     found = re.search(r"error code : (\d+)", text, re.IGNORECASE)
     code = int(found.group(1)) if found else None
     if code == NO_NVENC:
-        return "this GPU has no NVENC (A100, H100 and H200 have none), or not for this codec."
+        return HAS_NO_NVENC
     if code == NO_MEMORY:
         return "NVENC's sessions or memory are used up; end other encoders on this GPU."
     return f"NVENC failed ({reason(error)})."

@@ -24,7 +24,8 @@ from .audio_engine import encoder_for, load_audio_engine
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .choose_engine import load_engine, network_for
 from .crop import crop_and_mask
-from .cuda import resolve_device
+from .cuda import is_out_of_memory, resolve_device
+from .cuda_graphs import wait_for_all
 from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
 from .errors import DeviceError, InputError
@@ -84,7 +85,8 @@ def render(
     """Render all frames of some features.
 
     The stages run side by side, each on a thread and, on a GPU, a stream of its own. Where a GPU's memory does not do,
-    the batch is halved and the render goes on.
+    the batch is halved and the render goes on. Renders may run side by side, too, on one engine, each with a template
+    and features of its own.
 
     Args:
         template: see `open_template`.
@@ -166,7 +168,9 @@ def render(
                     done += len(pasted)
                     yield pasted
                     del pasted
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if size == 1:
                 raise DeviceError(
                     f"{template.device} has too little free memory for a frame of {template.width}×{template.height}; "
@@ -178,7 +182,7 @@ def render(
             if notes is not None:
                 notes.append(f"{template.device} ran out of memory: rendered {size} frames at a time from frame {done}")
             if template.device.type == "cuda":
-                torch.cuda.synchronize(template.device)
+                wait_for_all(template.device)
                 torch.cuda.empty_cache()
     if notes is not None and faces.memory_for_all > memory_left and faces.encoded > 1.1 * len(times):
         needed = template.memory_for_all + (backdrops.memory_for_all if backdrops else 0) + faces.memory_for_all

@@ -2,12 +2,12 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .cuda import exact_products, is_out_of_memory
 from .cuda_graphs import Turns, captured
 from .errors import first_line
 from .export import example_input
@@ -58,9 +58,9 @@ class TorchEngine:
             faces, audio = (tensor.to(self.device) for tensor in example_input(1, network.mode))
             with torch.inference_mode():
                 fused.decode(fused.encode(faces), audio)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # of the compiler, the assembler, the driver
+            if is_out_of_memory(error):
+                raise
             reason = first_line(error)
             self.notes.append(f"torch's layers run the network, not kernels, which do not start ({reason})")
             return None
@@ -100,11 +100,6 @@ class PlainUNet:
             return self._network.decode(face, tuple(rest), audio.to(self._dtype)).float()
 
 
-def exact_products() -> AbstractContextManager[None]:
-    """fp32 means fp32, not TF32."""
-    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
-
-
 class Replays:
     """A network's second half, replayed from a CUDA graph, for any thread and stream, one call after another."""
 
@@ -120,22 +115,28 @@ class Replays:
         self._notes = notes
         self._turns = Turns(device)
         self._works = True
+        self._tried = False  # with batches of the size that comes now
         self._frames = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._replay: Callable[[], None] | None = None
         self._levels: tuple[Tensor, ...] = ()
         self._audio = self._pictures = torch.empty(0)
-        self._replay: Callable[[], None] | None = None
 
     def __call__(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
         with self._turns.taken():
             if len(encoded) != self._frames:  # a size that comes once, as a last batch does, is not worth a graph
-                self._frames = len(encoded)
-                self._replay = None
-                self._levels = ()
+                self._frames, self._tried = len(encoded), False
+                self._forget()
                 return self._decode(stacked(encoded), audio)
-            if self._replay is None and self._works:
+            if self._works and not self._tried:
                 self._capture(encoded, audio)
             if self._replay is None:
                 return self._decode(stacked(encoded), audio)
+            for memory in (*self._levels, self._audio):
+                if memory.is_cuda:  # it is of the stream that captured, and may be freed while this one reads it
+                    memory.record_stream(torch.cuda.current_stream(memory.device))
             for memory, level in zip(self._levels, zip(*encoded, strict=True), strict=True):
                 torch.stack(level, out=memory)
             self._audio.copy_(audio)
@@ -143,14 +144,17 @@ class Replays:
             return self._pictures.clone()
 
     def _capture(self, encoded: Sequence[Encoded], audio: Tensor) -> None:
-        self._levels, self._audio = stacked(encoded), audio.clone()
-
         def launch(stream: int) -> None:
             self._pictures = self._decode(self._levels, self._audio)
 
+        self._tried = True
         try:
+            self._levels, self._audio = stacked(encoded), audio.clone()
             self._replay = captured(launch, self._device)
         except RuntimeError as error:
+            self._forget()
+            if is_out_of_memory(error):
+                return  # with smaller batches it may do
             self._works = False
             reason = first_line(error)
             self._notes.append(f"torch's launches could not be captured in a CUDA graph ({reason})")

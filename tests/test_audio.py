@@ -225,13 +225,24 @@ def test_golden_features_and_windows(shared: Path, seeded_encoder: Path, device:
     encoder = load_audio_encoder(seeded_encoder).to(device)
     features = load_features(shared / "sample" / "speech.wav", encoder=encoder, device=device)
     assert (features.mode, features.fps, len(features)) == ("ave", 25, len(golden["features"]))
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        np.testing.assert_allclose(heard(features), golden["features"], atol=tolerance)
-        for i, window in zip(golden["window_index"], golden["windows"], strict=True):
-            ours = features.windows(int(i), int(i) + 1)
-            assert ours.shape == (1, 32, 16, 16)
-            assert ours.device.type == device.type
-            np.testing.assert_allclose(ours[0].reshape(16, 512).cpu().numpy(), window, atol=tolerance)
+    np.testing.assert_allclose(heard(features), golden["features"], atol=tolerance)
+    for i, window in zip(golden["window_index"], golden["windows"], strict=True):
+        ours = features.windows(int(i), int(i) + 1)
+        assert ours.shape == (1, 32, 16, 16)
+        assert ours.device.type == device.type
+        np.testing.assert_allclose(ours[0].reshape(16, 512).cpu().numpy(), window, atol=tolerance)
+
+
+def test_encoders_hear_in_float32(speech: Path) -> None:
+    """Not in TF32, which cuDNN may take otherwise."""
+
+    def encoder(mel: torch.Tensor) -> torch.Tensor:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return corner(mel)
+
+    allowed: list[bool] = []
+    heard(load_features(speech, encoder=encoder))
+    assert set(allowed) == {False}
 
 
 @pytest.mark.parametrize("fps", [None, 12, 20, 25, 29.97, 30, 60])

@@ -6,7 +6,14 @@ from driver_stub import driver_stub_fixture as driver_stub_fixture
 from driver_stub import run_python
 
 from gpurender import DeviceError
-from gpurender.cuda import ENGINES, driver_is_here, fixed_function_engines, resolve_device, why_no_cuda
+from gpurender.cuda import (
+    ENGINES,
+    driver_is_here,
+    exact_products,
+    fixed_function_engines,
+    resolve_device,
+    why_no_cuda,
+)
 
 ASK = "from gpurender.cuda import why_no_cuda; print(why_no_cuda())"
 
@@ -30,6 +37,22 @@ def test_a_driver_without_a_gpu_and_one_that_is_too_old(driver_stub: dict[str, s
     old = run_python(ASK, {**driver_stub, "STUB_CUDA_VERSION": "11040"})
     assert "the NVIDIA driver is too old: it does CUDA 11.4, and this torch needs" in old.stdout
     assert "update the driver, or install torch for CUDA 11" in old.stdout
+
+
+def test_products_are_exact_until_the_last_of_several_threads_is_done() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            torch.backends.cudnn.allow_tf32 = allowed
+            one, other = exact_products(), exact_products()
+            one.__enter__()
+            other.__enter__()
+            one.__exit__(None, None, None)  # the first that came is the first that goes
+            assert not torch.backends.cudnn.allow_tf32
+            other.__exit__(None, None, None)
+            assert torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 CONTEXTS = """

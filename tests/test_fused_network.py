@@ -1,6 +1,7 @@
 """The U-Net by kernels: each kernel against torch in float64, the whole against the module."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from conftest import TINY
 from torch import Tensor
 
-from gpurender import torch_engine
+from gpurender import cuda_graphs, torch_engine
 from gpurender.engine import least_psnr
 from gpurender.export import example_input
 from gpurender.fused_network import FusedUNet
@@ -248,6 +249,63 @@ def test_batches_of_a_size_that_comes_again_are_replayed(monkeypatch: pytest.Mon
     assert len(captures) == 2  # the third size is the first one again, whose graph was let go
     for ours, expected in given:  # checked at last: none is the memory of another
         assert torch.equal(ours, expected)
+
+
+def test_memory_that_does_not_do_for_a_graph_may_do_for_a_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def captured(launch: Callable[[int], None], device: torch.device) -> Callable[[], None]:
+        if len(replays._audio) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        launch(0)
+        pictures, levels, audio = replays._pictures, replays._levels, replays._audio
+        sizes.append(len(audio))
+        return lambda: void(pictures.copy_(decoded(levels, audio)))
+
+    monkeypatch.setattr(torch_engine, "captured", captured)
+    sizes: list[int] = []
+    notes: list[str] = []
+    replays = Replays(decoded, CPU, notes)
+    for seed, frames in enumerate((4, 4, 4, 2, 2, 2)):
+        encoded, audio = batch(frames, seed)
+        expected = decoded(tuple(torch.stack(level) for level in zip(*encoded, strict=True)), audio)
+        assert torch.equal(replays(encoded, audio), expected)
+        assert (replays._levels == ()) == (seed not in (4, 5))  # nothing is kept for a graph that is not there
+    assert (sizes, notes) == ([2], [])
+
+
+def test_a_capture_that_fails_leaves_the_current_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own context manager stays on the capture's."""
+    now = ["the stage's"]
+
+    class Graph:
+        def __init__(self, graph: object, **options: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            now.append("the capture's")
+
+        def __exit__(self, *error: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", now.append)
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        cuda_graphs.captured(lambda stream: None, torch.device("cuda"))
+    assert now == ["the stage's", "the capture's", "the stage's"]
+    assert not cuda_graphs.CAPTURING.locked()
+
+
+@pytest.mark.gpu
+def test_after_a_capture_that_fails_the_gpu_works_on() -> None:
+    device = torch.device("cuda")
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        with pytest.raises(RuntimeError):
+            cuda_graphs.captured(lambda handle: torch.cuda.synchronize(), device)
+        assert torch.cuda.current_stream(device) == stream
+        assert torch.ones(3, device=device).sum().item() == 3
 
 
 def test_without_graphs_it_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

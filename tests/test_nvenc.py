@@ -40,6 +40,8 @@ class StandIn:
         self.asked: list[tuple[int, str]] = []
         self.abilities = {"num_max_bframes": 3, "width_max": 4096, "height_max": 4096}
         self.refusal: Exception | None = None
+        self.unable: Exception | None = None
+        self.broken: Exception | None = None
         self.settings: dict[str, Any] = {}
         self.surfaces: list[torch.Tensor] = []
 
@@ -47,6 +49,8 @@ class StandIn:
 
     def GetEncoderCaps(self, gpuid: int, codec: str) -> dict[str, int]:
         self.asked.append((gpuid, codec))
+        if self.unable is not None:
+            raise self.unable
         return self.abilities
 
     def CreateEncoder(self, width: int, height: int, kind: str, on_host: bool, **settings: Any) -> "StandIn":
@@ -70,6 +74,8 @@ class StandIn:
         return self._given(self.context.encode(video_frame))
 
     def EndEncode(self) -> list[dict[str, Any]]:
+        if self.broken is not None:
+            raise self.broken
         return self._given(self.context.encode(None))
 
     def _given(self, packets: list[av.Packet]) -> list[dict[str, Any]]:
@@ -81,14 +87,15 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """PyNvVideoCodec's stand-in, and streams that a machine without a GPU lacks."""
     codec = StandIn()
     monkeypatch.setattr(nvenc, "load_pynvvideocodec", lambda: codec)
+    monkeypatch.setattr(nvenc, "fixed_function_engines", lambda gpu: {"nvenc": None})
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=1234))
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    nvenc.encoder_abilities.cache_clear()
+    nvenc.told_abilities.cache_clear()
     yield codec
-    nvenc.encoder_abilities.cache_clear()
+    nvenc.told_abilities.cache_clear()
 
 
 @pytest.fixture
@@ -139,6 +146,35 @@ def test_abilities_are_asked_once(tmp_path: Path, stand_in: StandIn) -> None:
     for name in ("a.mp4", "b.mp4"):
         write_frames([smooth(3)], tmp_path / name, fps=25)
     assert stand_in.asked == [(0, "h264")]
+
+
+@pytest.mark.parametrize(("code", "times"), [(2, 1), (10, 3)])
+def test_a_gpu_without_nvenc_is_asked_once_and_one_whose_sessions_are_taken_again(
+    stand_in: StandIn, code: int, times: int
+) -> None:
+    """Each question that fails leaves a CUDA context behind."""
+    stand_in.unable = PyNvVCException(code)
+    for _ in range(3):
+        with pytest.raises(DeviceError, match=re.escape(explained(stand_in.unable))):
+            nvenc.encoder_abilities(0, "h264")
+    assert len(stand_in.asked) == times
+
+
+def test_where_the_driver_says_that_there_is_no_nvenc_nobody_asks_it(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvenc, "fixed_function_engines", lambda gpu: {"nvenc": False})
+    with pytest.raises(DeviceError, match="this GPU has no NVENC"):
+        nvenc.encoder_abilities(0, "h264")
+    assert stand_in.asked == []
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_an_encoder_that_fails_at_the_end_is_explained(tmp_path: Path, stand_in: StandIn) -> None:
+    stand_in.broken = PyNvVCException(20)
+    with pytest.raises(DeviceError, match=r"NVENC failed \(NvEncOpen returned error 20\)"):
+        write_frames([smooth(3)], tmp_path / "a.mp4", fps=25, encoder="nvenc")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -212,8 +212,8 @@ def test_pictures_of_the_template_are_exact_outside_the_face(
 class Scarce:
     """An engine on a device whose memory does for a few frames at a time."""
 
-    def __init__(self, engine: Engine, most: int) -> None:
-        self._engine, self._most = engine, most
+    def __init__(self, engine: Engine, most: int, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
+        self._engine, self._most, self._error = engine, most, error
         self.asked: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -222,17 +222,19 @@ class Scarce:
     def begin(self, encoded: Sequence[Encoded], audio: torch.Tensor) -> Callable[[], torch.Tensor]:
         self.asked.append(len(encoded))
         if len(encoded) > self._most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise self._error("CUDA out of memory.")
         return self._engine.begin(encoded, audio)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError, RuntimeError])
 def test_out_of_memory_halves_the_batch_and_goes_on(
-    make_template: MakeTemplate, features_file: Path, tiny_unet: Path
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, error: type[RuntimeError]
 ) -> None:
+    """As torch says it of its own tensors, CUDA of what it takes itself, and Triton."""
     template, features = open_template(make_template()), load_features(features_file)
     engine = load_engine(tiny_unet, device="cpu", engine="torch", precision="fp32")
     expected = torch.cat(list(render(template, features, engine, batch=2)))
-    scarce, notes = Scarce(engine, most=2), []
+    scarce, notes = Scarce(engine, most=2, error=error), []
     frames = list(render(template, features, cast(Engine, scarce), batch=8, notes=notes))
     assert (torch.cat(frames).int() - expected.int()).abs().max() <= 1
     assert [len(batch) for batch in frames] == [2, 2, 2, 2, 2, 1]
