@@ -25,7 +25,7 @@ class Commands(click.Group):
     """Turns errors that a user can act on into one line and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from .errors import DeviceError, InputError, OutputError
+        from .errors import DeviceError, InputError, OutputError, first_line
 
         for name in ("SIGINT", "SIGTERM", "SIGALRM"):
             if hasattr(signal, name):
@@ -43,6 +43,12 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted: nothing unfinished was left at the output path.", err=True)
             ctx.exit(130)
+        except RuntimeError as error:  # of torch, CUDA and Triton, before a render begins, which has its own words
+            if "out of memory" not in str(error).lower():
+                raise
+            advice = "end other programs on it, give a smaller --batch or --memory, or --device cpu"
+            click.echo(f"Error: the GPU has too little free memory ({first_line(error)}); {advice}.", err=True)
+            ctx.exit(2)
         except BrokenPipeError:
             raise  # as of `| head`: click ends without a word
         except OSError as error:  # a directory that may not be entered, a name that is too long, a full standard output

@@ -17,6 +17,9 @@ from torch import Tensor
 SEGMENT = 250
 """Frames: x264's `keyint`."""
 
+COPIED_AT_ONCE = 8
+"""Frames: whoever encodes them on the host keeps a few copies in page-locked memory, for each segment."""
+
 WAITING_BYTES = 2**32
 """That frames may take which wait for their encoders; on a GPU, no more than an eighth of what is free."""
 
@@ -60,7 +63,7 @@ class Segment:
                 stream.wait_event(there)
                 frames.record_stream(stream)
             self._room.put(None)
-            yield frames
+            yield from frames.split(COPIED_AT_ONCE)
 
     def drop(self) -> None:
         """Take what is still to come: its encoder failed."""

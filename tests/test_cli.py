@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import importlib
 import json
 import os
 import pty
@@ -127,6 +128,22 @@ def test_export(run: Run, tiny_unet: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "checked with ONNX Runtime: largest difference" in result.output
     assert run("export", tiny_unet, "--out", "a.onnx").exit_code == 2
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_no_memory_to_load_anything(
+    run: Run, anna: Path, monkeypatch: pytest.MonkeyPatch, error: type[RuntimeError]
+) -> None:
+    def fails(*given: object, **options: object) -> None:
+        raise error("CUDA error: out of memory\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr(importlib.import_module("gpurender.render"), "make", fails)
+    result = run("make", "--template", anna, "--audio", "hello")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: the GPU has too little free memory (CUDA error: out of memory); end other programs on it, give a "
+        "smaller --batch or --memory, or --device cpu.\n"
+    )
 
 
 def test_help_teaches(run: Run) -> None:
