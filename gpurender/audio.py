@@ -31,6 +31,7 @@ MEL_WINDOW = 16  # mel rows behind one feature: 0.2 s
 WINDOW = 16  # features behind one frame: 8 before it, itself and 7 after
 N_FFT, HOP = 800, 200
 ENCODE_CHUNK = {"cpu": 16, "cuda": 64}  # features computed at a time: many take memory, few take launches
+TRAINED_FPS = FRAME_RATES["ave"]
 FEATURE_SIZES: dict[int, Mode] = {512: "ave", 2048: "hubert", 8192: "wenet"}
 
 FEATURE_FILES = (".npy", ".bin")
@@ -114,8 +115,8 @@ def load_features(
             features (trailing axes may be flat) or of ready windows (N,32,16,16), (N,32,32,32), (N,256,16,32); `.bin`
             of float32 with its shape in a `.bin.json` beside it.
         encoder: turns mel windows into features; needed for sound only, see `load_audio_encoder`.
-        fps: frames a second; None is the rate that the mode was trained at. For sound, features are computed at this
-            rate; a feature file is taken to be at it.
+        fps: frames a second; None is the rate that the mode was trained at. Of sound, each frame hears what it would
+            at 25, about its own moment; a feature file is taken to be at this rate.
         device: where windows are computed and returned.
 
     Raises:
@@ -213,36 +214,84 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
     mel = torch.cat(list(mel_blocks(decode_sound(path), device)))  # (T,80): 25 KB a second of sound
     if len(mel) < MEL_WINDOW:  # shorter than 0.2 s: silence follows
         mel = F.pad(mel, (0, 0, 0, MEL_WINDOW - len(mel)), value=-4.0)
-    starts = mel_starts(len(mel), fps).to(device)
     rows = torch.arange(MEL_WINDOW, device=device)
-    encoded = len(starts)
+
+    def encode(starts: Tensor) -> Tensor:
+        """The mel windows that begin at some rows, (n,) int64, to (n,512)."""
+        windows = mel[starts[:, None] + rows].transpose(1, 2)[:, None].contiguous()
+        with torch.inference_mode(), exact_products():
+            return encoder(windows).float()
+
+    starts = mel_starts(len(mel))
+    count = len(starts) + 2
+    if fps == TRAINED_FPS:
+        shape, read = (count, 512), one_after_another(encode, starts.to(device), device)
+    else:
+        frames = max(1, round(count * fps / TRAINED_FPS))
+        shape, read = (frames, *WINDOW_SHAPES["ave"]), in_between(encode, starts, fps, device)
+    windows_ready = fps != TRAINED_FPS
+    return Features("ave", shape, read, windows_ready=windows_ready, fps=fps, source=path, sound=path)
+
+
+def one_after_another(
+    encode: Callable[[Tensor], Tensor], starts: Tensor, device: torch.device
+) -> Callable[[int, int], Tensor]:
+    """Reads features (n,512) by number: the reference's, of which the first and the last are repeated once each."""
     size = ENCODE_CHUNK[device.type]
     recent = 0, torch.empty(0, 512, dtype=torch.float32, device=device)  # the last ones: windows share 15 features
 
-    def encode(first: int, count: int) -> Tensor:
-        index = starts[first : first + count, None] + rows
-        with torch.inference_mode(), exact_products():
-            return encoder(mel[index].transpose(1, 2)[:, None].contiguous()).float()
-
     def read(start: int, stop: int) -> Tensor:
         nonlocal recent
-        # The first and the last feature are repeated once each: row i is mel window i-1.
-        index = torch.arange(start - 1, stop - 1).clamp(0, encoded - 1)
+        index = torch.arange(start - 1, stop - 1).clamp(0, len(starts) - 1)  # feature i is mel window i-1
         first, last = int(index[0]), int(index[-1])
         begin, kept = recent
         kept = kept[first - begin :] if begin <= first <= begin + len(kept) else kept[:0]
         missing = range(first + len(kept), last + 1, size)
-        features = torch.cat([kept, *(encode(number, size) for number in missing)])
+        features = torch.cat([kept, *(encode(starts[number : number + size]) for number in missing)])
         recent = first, features
         return features[(index - first).to(device, non_blocking=True)]
 
-    return Features("ave", (encoded + 2, 512), read, windows_ready=False, fps=fps, source=path, sound=path)
+    return read
 
 
-def mel_starts(mel_rows: int, fps: float) -> Tensor:
+def in_between(
+    encode: Callable[[Tensor], Tensor], starts: Tensor, fps: float, device: torch.device
+) -> Callable[[int, int], Tensor]:
+    """Reads windows (n,*WINDOW_SHAPES["ave"]) by frame at another rate than the network was trained at.
+
+    A frame hears sixteen features a trained frame apart, as always, about its own moment: frame i has those of numbers
+    i·25/fps + (-8…7), which need not be whole. Feature k is the mel window that begins at row int(80·(k-1)/25).
+    """
+    size = ENCODE_CHUNK[device.type]
+    last, last_row = len(starts) - 1, int(starts[-1])
+    known_rows = np.empty(0, np.int64)  # sorted; with their features, of the last call
+    known = torch.empty(0, 512, dtype=torch.float32, device=device)
+
+    def read(start: int, stop: int) -> Tensor:
+        nonlocal known_rows, known
+        numbers = (np.arange(start, stop) * TRAINED_FPS / fps)[:, None] + np.arange(-WINDOW // 2, WINDOW // 2)
+        rows = (MEL_RATE * ((numbers - 1).clip(0, last) / TRAINED_FPS)).astype(np.int64).clip(0, last_row)
+        needed = np.unique(rows)
+        new = np.setdiff1d(needed, known_rows)
+        kept = np.isin(known_rows, needed)
+        parts = [known[torch.from_numpy(np.flatnonzero(kept)).to(device)]]
+        for k in range(0, len(new), size):
+            parts.append(encode(torch.from_numpy(new[k : k + size]).to(device)))
+        unsorted = np.concatenate([known_rows[kept], new])
+        order = np.argsort(unsorted)
+        known_rows, known = unsorted[order], torch.cat(parts)[torch.from_numpy(order).to(device)]
+        windows = known[torch.from_numpy(np.searchsorted(known_rows, rows)).to(device)]
+        beyond = (numbers < 0) | (numbers >= len(starts) + 2)
+        windows[torch.from_numpy(beyond).to(device)] = 0
+        return windows.reshape(-1, *WINDOW_SHAPES["ave"])
+
+    return read
+
+
+def mel_starts(mel_rows: int) -> Tensor:
     """The first mel row of each feature's window, (n,) int64; past the end, the last 16 rows."""
-    count = int((mel_rows - MEL_WINDOW) / MEL_RATE * fps) + 2
-    starts = (MEL_RATE * (np.arange(count) / fps)).astype(np.int64)
+    count = int((mel_rows - MEL_WINDOW) / MEL_RATE * TRAINED_FPS) + 2
+    starts = (MEL_RATE * (np.arange(count) / TRAINED_FPS)).astype(np.int64)
     return torch.from_numpy(np.minimum(starts, mel_rows - MEL_WINDOW))
 
 

@@ -1,5 +1,6 @@
 """Which audio encoder hears a sound, and what runs it: torch a checkpoint, OpenVINO an ONNX export."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,11 @@ def load_onnx_encoder(path: Path, device: torch.device) -> AudioEncoderLike:
         raise InputError(f"{path} has {given}; an audio encoder takes a batch of (1, 80, 16) and gives one of (512,).")
     model.reshape([1, 1, 80, 16])
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    one_at_a_time = threading.Lock()  # there is one request, and renders may share the encoder
 
     def encode(mel: Tensor) -> Tensor:
-        rows = [compiled(row[None])[0].copy() for row in mel.cpu().numpy()]
+        with one_at_a_time:
+            rows = [compiled(row[None])[0].copy() for row in mel.cpu().numpy()]
         return torch.from_numpy(np.concatenate(rows)).to(device)
 
     return encode

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from .cuda import resolve_device
 from .engine import Choice, Engine, EngineName, Precision, Probe, fastest_that_agrees
-from .errors import DeviceError, InputError
+from .errors import DeviceError, InputError, check_choice
 from .export import cached_onnx
 from .find import find_network
 from .network import Mode
@@ -69,6 +69,7 @@ def load_engine(
         raise InputError(f"{path}: there is no such network file.")
     if path.suffix not in (".onnx", ".pth"):
         raise InputError(f"{path}: a network is an .onnx export or a .pth checkpoint.")
+    check_choice("engine", engine, get_args(EngineName))
     device = resolve_device(device)
     notes: list[str] = []
     asked = engine

@@ -78,11 +78,11 @@ def bench(
     old = None if compare is None else read_record(compare)
     check_outputs([json_file, html_file], overwrite)
     made = measure(command=["gpurender", *sys.argv[1:]], notify=TerminalProgress().stage, **options)
+    if json_file is not None:
+        write_text(json_file, as_json(made), overwrite)
     click.echo(table(made))
     pairs = [] if old is None else compared(old, made)
     if old is not None:
         click.echo("\n" + comparison_table(pairs, old, made))
-    if json_file is not None:
-        write_text(json_file, as_json(made), overwrite)
     if html_file is not None:
         write_text(html_file, page(made, pairs), overwrite)

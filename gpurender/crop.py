@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .color import Matrix, equations, rgb_reference
+from .color import Matrix, check_matrix, equations, rgb_reference
 from .cubic import (
     Box,
     boxes_within,
@@ -64,6 +64,7 @@ def crop_faces(
     frames = as_tensor(frames)
     check_frames_and_rects(frames, rects)
     check_impl(impl)
+    check_matrix(matrix)
     return crop_op(frames, rects, None, matrix, full_range, impl)[0]
 
 
@@ -103,6 +104,7 @@ def crop_and_mask(
     frames = as_tensor(frames)
     check_frames_and_rects(frames, rects)
     check_impl(impl)
+    check_matrix(matrix)
     if dtype is None:
         dtype = frames.dtype if frames.is_floating_point() else torch.float32
     if not dtype.is_floating_point:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .cuda import is_out_of_memory
 from .errors import DeviceError, InputError, first_line
+from .host import usable_cores
 from .pictures import Pictures, read_picture
 from .streams import hand_over
 
@@ -51,7 +52,7 @@ class DaliPictures:
         try:
             self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             self._context = self._dali.EvalContext(
-                num_threads=os.cpu_count(),
+                num_threads=usable_cores(),
                 device_id=self._stream.device.index if self._stream else None,
                 cuda_stream=self._stream,
             )

@@ -1,21 +1,22 @@
 """Frames -> a video with its sound, or numbered pictures: what is asked for, and which encoder makes it."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import av
 import av.error
+import torch
 from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
 from .audio import open_sound
 from .cuda import is_out_of_memory
-from .errors import DeviceError, InputError, OutputError
+from .errors import DeviceError, InputError, OutputError, check_choice
 from .mjpeg import MjpegEncoder
 from .numbered import JPEG_QUALITIES, JPEG_QUALITY, write_pictures
 from .nvenc import NvencEncoder
@@ -61,6 +62,8 @@ def check_destination(
     """Raise InputError or OutputError where `write_frames` would, before any frame is rendered."""
     out = Path(out)
     suffix = out.suffix.lower()
+    check_choice("encoder", encoder, get_args(EncoderName))
+    check_choice("codec", codec, get_args(Codec))
     if is_pattern(out):
         if suffix not in PICTURES or len(NUMBER.findall(out.name)) != 1 or out.name.count("%") != 1:
             raise InputError(f"{out}: numbered pictures are named like frames/%05d.png or frames/%05d.jpg.")
@@ -141,6 +144,7 @@ def write_frames(
         the number of frames, and the encoder that made them.
 
     Raises:
+        ValueError: frames are not of these types and shapes, or not all alike.
         InputError: `out` is no such name, or `fps` or `quality` out of range, or `sound` cannot be decoded.
         DeviceError: the encoder that was asked for is not here.
         OutputError: `out` exists or cannot be written, or the disk is full. Nothing is left there.
@@ -148,11 +152,18 @@ def write_frames(
     out = Path(out)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     rate = frame_rate(fps)
+    if isinstance(batches, Tensor):
+        raise ValueError("batches of frames are written one after another: give a list of them, not a tensor")
+    check = frames_like_the_first(surfaces=not is_pattern(out) and encoder != "mjpeg")
     if is_pattern(out):
-        count = write_pictures(batches, out, rate, JPEG_QUALITY if quality is None else quality, overwrite)
-        return Written(count, out.suffix[1:].lower(), [])
+        if sound is not None:
+            raise InputError(f"{out}: numbered pictures have no sound; leave it out.")
+        count = write_pictures(map(check, batches), out, rate, JPEG_QUALITY if quality is None else quality, overwrite)
+        following = out.name % (count + 1)
+        notes = [f"{following} is there, too, of a longer render before"] if out.with_name(following).exists() else []
+        return Written(count, out.suffix[1:].lower(), notes)
 
-    iterator = iter(batches)
+    iterator = map(check, batches)
     first = next((batch for batch in iterator if len(batch)), None)
     if first is None:
         raise InputError("there are no frames to write.")
@@ -180,6 +191,36 @@ def write_frames(
     return Written(count, video.name, notes)
 
 
+def frames_like_the_first(surfaces: bool) -> Callable[[Tensor], Tensor]:
+    """Gives a batch back, if it holds frames, of the size, kind and device of the first batch's.
+
+    Args:
+        surfaces: whether they may be NV12.
+    """
+    first: list[object] = []
+
+    def check(batch: Tensor) -> Tensor:
+        if not isinstance(batch, Tensor) or batch.dtype != torch.uint8:
+            given = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
+            raise ValueError(
+                f"frames are uint8 tensors of levels 0 to 255, given {given}; of values in 0..1, "
+                "(255 * frames).round().clamp(0, 255).to(torch.uint8)"
+            )
+        rgb = batch.ndim == 4 and batch.shape[1] == 3
+        nv12 = batch.ndim == 3 and batch.shape[1] % 3 == 0 and batch.shape[2] % 2 == 0
+        if not (rgb or (nv12 and surfaces)):
+            allowed = "(B,3,H,W) RGB" + (" or (B,H*3/2,W) NV12 of even H and W" if surfaces else "")
+            raise ValueError(f"batches are {allowed}, given {tuple(batch.shape)}; a frame alone is frame[None]")
+        kind = tuple(batch.shape[1:]), batch.device
+        if not first:
+            first.append(kind)
+        if first[0] != kind:
+            raise ValueError(f"all frames are alike in size, kind and device: first {first[0]}, then {kind}")
+        return batch
+
+    return check
+
+
 def emptied_then(held: list[Tensor], rest: Iterator[Tensor]) -> Iterator[Tensor]:
     """What is held, which is then let go, and the rest."""
     yield held.pop()
@@ -196,8 +237,6 @@ def open_encoder(
         height = height * 2 // 3
     notes = []
     if encoder == "mjpeg":
-        if surfaces:
-            raise ValueError("MJPEG is made from RGB frames, given NV12 surfaces")
         return MjpegEncoder(container, quality, rate, device, (width, height)), notes
     if encoder == "nvenc" and device.type != "cuda":
         raise DeviceError("the nvenc encoder takes frames on a GPU, and these are on the CPU; leave it out.")

@@ -1,5 +1,7 @@
 """The errors that a user can act on. Each message says what was given, what is allowed and what to do next."""
 
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """What was given cannot be used: a template, a sound, features, a network, an output path."""
@@ -11,6 +13,12 @@ class DeviceError(RuntimeError):
 
 class OutputError(OSError):
     """The result could not be written: the disk is full, or the path cannot be written to."""
+
+
+def check_choice(what: str, given: object, choices: Iterable[str]) -> None:
+    """Raise InputError for what is none of the choices: a wrong word must not choose for itself."""
+    if given not in (known := list(choices)):
+        raise InputError(f"{given!r} is no {what}; choose {', '.join(known)}.")
 
 
 def first_line(error: Exception) -> str:

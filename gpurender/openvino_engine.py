@@ -1,11 +1,13 @@
 """OpenVINO: runs ONNX networks on CPUs, in two halves."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import openvino
 import torch
 from torch import Tensor
 
+from .host import check_process
 from .jit import this_processor
 from .network import Encoded, Mode
 from .openvino_graph import in_bfloat16, lower_large, tile, without_empty_windows
@@ -54,6 +56,7 @@ class OpenVinoEngine:
         self.notes: list[str] = []
         self.mode: Mode = network.mode
         self.device = torch.device("cpu")
+        self._process = os.getpid()
         self._again = network.again
         encoder = network.encoder
         # What is kept between the halves would be rounded to it anyhow, or to less.
@@ -78,6 +81,7 @@ class OpenVinoEngine:
         return Requests(decoder, self.precision)
 
     def encode(self, faces: Tensor) -> list[Encoded]:
+        check_process(self._process, "engine")
         seen = [face.to(self._kept) for face in faces]
         encoded: list[Encoded] = [()] * len(faces)
         if self._encoder:  # each into memory of its own, which can be kept as it is
@@ -89,6 +93,7 @@ class OpenVinoEngine:
         return self._decoder.kept(encoded) if isinstance(self._decoder, UpDecoder) else encoded
 
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
+        check_process(self._process, "engine")
         pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0], dtype=torch.float32)
         seen_and_heard = [(*seen, heard) for seen, heard in zip(encoded, audio, strict=True)]
         under_way = self._decoder.start(seen_and_heard, [(picture,) for picture in pictures])

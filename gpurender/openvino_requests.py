@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import threading
 from collections.abc import Sequence
 
 import openvino
@@ -40,19 +41,21 @@ class Requests:
         self.at_once: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         # Two batches: while one is finished and pasted, the next is under way.
         self._requests = itertools.cycle([compiled.create_infer_request() for _ in range(4 * self.at_once)])
+        self._lock = threading.Lock()  # renders may share the engine
 
     def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "UnderWay":
         """Each item's inputs to its outputs, without the batch axis. Contiguous inputs are not copied."""
         items = [tuple(tensor.contiguous() for tensor in item) for item in items]
         under_way = UnderWay(items, outputs)
-        for item, output, request in zip(items, outputs, self._requests, strict=False):
-            request.wait()
-            for k, tensor in enumerate(item):
-                request.set_input_tensor(k, shared(tensor))
-            for k, tensor in enumerate(output):
-                request.set_output_tensor(k, shared(tensor))
-            request.start_async()
-            under_way.requests.append(request)
+        with self._lock:
+            for item, output, request in zip(items, outputs, self._requests, strict=False):
+                request.wait()
+                for k, tensor in enumerate(item):
+                    request.set_input_tensor(k, shared(tensor))
+                for k, tensor in enumerate(output):
+                    request.set_output_tensor(k, shared(tensor))
+                request.start_async()
+                under_way.requests.append(request)
         return under_way
 
 

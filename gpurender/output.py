@@ -16,6 +16,8 @@ def check_output(path: Path, overwrite: bool) -> None:
     """Raise OutputError if `path` cannot be written to, before any work is done for it."""
     if path.is_dir():
         raise OutputError(f"{path} is a directory; give a file name in it.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is a pipe or a device, which is not replaced; give a file name.")
     if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} exists; give --overwrite to replace it.")
     if not path.parent.is_dir():
@@ -35,7 +37,8 @@ def check_outputs(paths: Iterable[str | Path | None], overwrite: bool) -> None:
 
 @contextmanager
 def complete_or_absent(path: Path, overwrite: bool) -> Iterator[str]:
-    """Yield a file name to write to; what is there when the block ends well appears at `path`, else nothing does.
+    """Yield a file name to write to; what is there when the block ends well appears at `path`, or where that links to,
+    else nothing does.
 
     Where the system allows it (Linux), the file has no name until then, so that not even a killed process leaves one.
 
@@ -43,6 +46,8 @@ def complete_or_absent(path: Path, overwrite: bool) -> Iterator[str]:
         OutputError: `path` exists (unless `overwrite`), cannot be written, or the disk is full.
     """
     check_output(path, overwrite)
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     with _output_errors(path):
         nameless = _open_nameless(path.parent)
         if nameless is None:

@@ -63,6 +63,8 @@ def paste_faces(
         return paste_op(frames, crops, predictions, rects, keep, impl)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (frames, crops, predictions)):
         raise ValueError("pasting in place has no gradients; leave out inplace=True")
+    if any(stride == 0 and size > 1 for size, stride in zip(frames.shape, frames.stride(), strict=True)):
+        raise ValueError("frames that share memory cannot be pasted in place; leave out inplace=True, or clone() them")
     paste_in_place_op(frames, crops, predictions, rects, keep, impl)
     return frames
 

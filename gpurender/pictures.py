@@ -1,6 +1,5 @@
 """Picture files -> pixels, and parsing pictures -> keep masks."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import InputError
+from .host import usable_cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
@@ -30,7 +30,7 @@ class Pictures:
     def __init__(self, files: list[Path], size: tuple[int, int]) -> None:
         self.files = files
         self.size = size
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
 
     def __len__(self) -> int:
         return len(self.files)

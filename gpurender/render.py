@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from .audio import Features, load_features
+from .audio import Features, load_features, open_sound
 from .audio_engine import encoder_for, load_audio_engine
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .choose_engine import load_engine, network_for
@@ -28,10 +28,11 @@ from .cuda import is_out_of_memory, resolve_device
 from .cuda_graphs import wait_for_all
 from .encode import EncoderName, check_destination, is_pattern, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
-from .errors import DeviceError, InputError
+from .errors import DeviceError, InputError, check_choice
 from .faces import Faces
 from .find import find_sound, find_template
-from .host_memory import free_memory
+from .host import free_memory
+from .network import FRAME_RATES
 from .ops import why_no_kernels
 from .output import check_outputs
 from .paste import paste_faces, paste_faces_nv12
@@ -103,11 +104,12 @@ def render(
         even; `len(features)` frames in all; the last batch may be smaller.
 
     Raises:
-        InputError: a template frame cannot be decoded, or the batch is not at least 1.
+        InputError: a template frame cannot be decoded, the batch is not at least 1, or there is no such order or kind
+            of pixels.
         DeviceError: the GPU's memory does not do for a single frame.
     """
-    if batch is not None and batch < 1:
-        raise InputError(f"a batch of {batch} frames cannot be rendered; give at least 1.")
+    check_batch(batch)
+    check_choice("kind of pixels", pixels, get_args(Pixels))
     timings = timings or Timings()
     times = Counter(frame_order(len(template), range(len(features)), order, start_frame))
     shown_again = {index for index, count in times.items() if count > 1}
@@ -192,6 +194,11 @@ def render(
         )
 
 
+def check_batch(batch: int | None) -> None:
+    if batch is not None and batch < 1:
+        raise InputError(f"a batch of {batch} frames cannot be rendered; give at least 1.")
+
+
 def default_output(template: Path, audio: Path) -> Path:
     return Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4".replace("%", "_"))  # which numbers pictures
 
@@ -251,10 +258,16 @@ def make(
     """
     began = time.perf_counter()
     progress = progress or Silent()
+    check_batch(batch)
     template, audio = find_template(template), find_sound(audio)
     out = Path(out) if out is not None else default_output(template, audio)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     check_outputs([None if is_pattern(out) else out, report, trace], overwrite)
+    if sound is not None:
+        if is_pattern(out):
+            raise InputError(f"{out}: numbered pictures have no sound; leave out {sound}.")
+        with open_sound(sound):
+            pass
     place = resolve_device(device)
 
     surfaces = not is_pattern(out) and encoder != "mjpeg"
@@ -290,6 +303,9 @@ def make(
     timings = Timings(spans=None if trace is None else [])
     notes: list[str] = []
     size = batch or runtime.batch
+    usual = FRAME_RATES[features.mode]
+    if features.sound is None and features.fps != usual:
+        notes.append(f"{audio.name} is taken for {features.fps:g} features a second; usually there are {usual}")
     if place.type == "cuda" and (why := why_no_kernels("cuda")) is not None:
         notes.append(f"Kornia and torch crop, paste and convert, not kernels: Triton {why}")
     frames = render(

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from .color import rgb_to_nv12
+from .host import usable_cores
 from .prefetch import stage
 from .segments import encoded_in_segments
 from .timings import Timings
@@ -133,8 +134,7 @@ def segments_at_once(codec: Codec, device: torch.device) -> int:
     measurements on 16 cores."""
     if codec != "h264" or device.type == "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores * 3 // 8)
+    return max(1, usable_cores() * 3 // 8)
 
 
 @contextmanager

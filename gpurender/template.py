@@ -1,16 +1,17 @@
 """A template directory or package -> frames on the device, face rectangles and the order in which frames are shown."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .decoders import DecoderName, Frames, choose_picture_decoder, choose_video_decoder
-from .errors import InputError
-from .host_memory import free_memory
+from .errors import InputError, check_choice
+from .host import check_process, free_memory
 from .pictures import SUFFIXES, Pictures, keep_mask, open_pictures
 from .rectangles import Rect, check_rect, face_rect, read_rectangles
 from .video import FEWEST, VideoFrames
@@ -61,6 +62,7 @@ class Template:
         mask_files: Sequence[Path] = (),
         keep_frames: bool = True,
     ) -> None:
+        self._process = os.getpid()
         self.path = path
         self.device = device
         self.decoder = decoder
@@ -105,6 +107,7 @@ class Template:
         Raises:
             InputError: a picture or a frame of the video cannot be decoded.
         """
+        check_process(self._process, "template")
         return self._frames(indices), self._masks(indices) if self._masks else None
 
 
@@ -169,6 +172,7 @@ def open_template(
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: there is no such template directory. The bundled one is called avatar.")
+    check_choice("decoder", decoder, get_args(DecoderName))
     device = torch.device(device)
     notes: list[str] = []
     landmarks: dict[int, Path] = {}
@@ -295,6 +299,8 @@ def find_masks(path: Path, names: dict[int, str], used: list[int], parsing: bool
     directory = path / "parsing"
     if parsing is False or (parsing is None and not directory.is_dir()):
         return []
+    if directory.is_dir() and not any(directory.iterdir()):
+        raise InputError(f"{directory} holds no parsing masks; give --no-parsing to render without them.")
     masks = numbered(directory, (".png",), "parsing masks")
     shift = 0 if names.keys() <= masks.keys() else numbering_shift(names, masks)
     without = [names[number] for number in used if number - shift not in masks]
@@ -323,8 +329,9 @@ def frame_order(count: int, outputs: range, order: Order = "bounce", start: int 
         start: template frames to skip at the beginning.
 
     Raises:
-        InputError: `start` is not within the template.
+        InputError: `start` is not within the template, or there is no such order.
     """
+    check_choice("order of frames", order, get_args(Order))
     if not 0 <= start < count:
         raise InputError(f"start frame {start} is not within the template's frames 0 to {count - 1}.")
     if order == "loop" or count == 1:

@@ -47,9 +47,9 @@ def naive_windows(features: np.ndarray) -> np.ndarray:
     return windows
 
 
-def naive_starts(mel_rows: int, fps: float) -> list[int]:
-    count = int((mel_rows - 16) / 80 * fps) + 2
-    return [min(int(80 * (i / fps)), mel_rows - 16) for i in range(count)]
+def naive_starts(mel_rows: int) -> list[int]:
+    count = int((mel_rows - 16) / 80 * 25) + 2
+    return [min(int(80 * (i / 25)), mel_rows - 16) for i in range(count)]
 
 
 def corner(mel: torch.Tensor) -> torch.Tensor:
@@ -57,9 +57,9 @@ def corner(mel: torch.Tensor) -> torch.Tensor:
     return mel.flatten(1)[:, :512]
 
 
-def corners(mel: np.ndarray, fps: float = 25) -> np.ndarray:
+def corners(mel: np.ndarray) -> np.ndarray:
     """What `corner` must hear: a feature a frame, the first and the last twice."""
-    features = [mel[start : start + 16].T.ravel()[:512] for start in naive_starts(len(mel), fps)]
+    features = [mel[start : start + 16].T.ravel()[:512] for start in naive_starts(len(mel))]
     return np.stack([features[0], *features, features[-1]])
 
 
@@ -245,21 +245,50 @@ def test_encoders_hear_in_float32(speech: Path) -> None:
     assert set(allowed) == {False}
 
 
-@pytest.mark.parametrize("fps", [None, 12, 20, 25, 29.97, 30, 60])
+@pytest.mark.parametrize("fps", [None, 25])
 def test_features_follow_the_formula(tmp_path: Path, fps: float | None) -> None:
     soundfile.write(tmp_path / "a.wav", noise(39_000), 16000, subtype="FLOAT")
     features = load_features(tmp_path / "a.wav", encoder=corner, fps=fps)
-    expected = corners(mel_of(noise(39_000)), fps or 25)
-    assert features.fps == (fps or 25)
+    expected = corners(mel_of(noise(39_000)))
+    assert features.fps == 25
     assert len(features) == len(expected)
     np.testing.assert_allclose(heard(features), expected, atol=1e-5)
     windows = features.windows(0, len(features)).reshape(len(features), 16, 512)
     np.testing.assert_allclose(windows, naive_windows(expected), atol=1e-5)
 
 
-@given(st.integers(16, 5000), st.sampled_from([20, 24, 25, 29.97, 30, 50, 60]))
-def test_window_starts_follow_the_formula(mel_rows: int, fps: float) -> None:
-    assert mel_starts(mel_rows, fps).tolist() == naive_starts(mel_rows, fps)
+@pytest.mark.parametrize("fps", [1, 12, 20, 24, 29.97, 30, 50, 60])
+def test_at_another_rate_a_frame_hears_what_it_would_at_25(tmp_path: Path, fps: float) -> None:
+    """Sixteen features 0.04 s apart, about its own moment."""
+    soundfile.write(tmp_path / "a.wav", noise(39_000), 16000, subtype="FLOAT")
+    encoder = CountingEncoder()
+    features = load_features(tmp_path / "a.wav", encoder=encoder, fps=fps)
+    mel = mel_of(noise(39_000))
+    count = len(naive_starts(len(mel)))
+    assert features.fps == fps
+    assert len(features) == round((count + 2) * fps / 25)
+    expected = np.zeros((len(features), 16, 512), np.float32)
+    for i in range(len(features)):
+        for k in range(16):
+            number = i * 25 / fps - 8 + k
+            if 0 <= number < count + 2:
+                row = min(int(80 * (min(max(number - 1, 0), count - 1) / 25)), len(mel) - 16)
+                expected[i, k] = mel[row : row + 16].T.ravel()[:512]
+    windows = [features.windows(i, min(i + 7, len(features))) for i in range(0, len(features), 7)]
+    np.testing.assert_allclose(torch.cat(windows).reshape(-1, 16, 512), expected, atol=1e-5)
+    assert encoder.windows <= len(mel) - 15 + 10 * len(windows)  # a row is heard once, but for a few of each piece
+    assert torch.equal(features.windows(1, 2), features.rows(1, 2))
+
+
+def test_every_other_frame_at_50_is_one_at_25(speech: Path) -> None:
+    usual, twice = (load_features(speech, encoder=corner, fps=fps) for fps in (25, 50))
+    assert len(twice) == 2 * len(usual)
+    assert torch.equal(twice.windows(0, len(twice))[::2], usual.windows(0, len(usual)))
+
+
+@given(st.integers(16, 5000))
+def test_window_starts_follow_the_formula(mel_rows: int) -> None:
+    assert mel_starts(mel_rows).tolist() == naive_starts(mel_rows)
 
 
 @pytest.mark.parametrize("count", [1, 2, 50, 800, 3040, 3199, 3200, 3360, 4000])

@@ -251,6 +251,18 @@ def test_another_machine_is_named() -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_other_settings_are_named() -> None:
+    then, now = figures("x", "FLOP a second", [1.11e12, 2.22e12]), figures("x", "FLOP a second", [1.11e12, 2.22e12])
+    then["results"][0]["parameters"] |= {"frames": 1499, "precision": "int8", "gone": 1}
+    now["results"][0]["parameters"] |= {"frames": 124, "precision": "int8", "new": 2}
+    shown = comparison_table(compared(then, now), then, now).splitlines()
+    assert [line for line in shown if "OTHER" in line] == [
+        "OTHER SETTINGS then: frames 1499, now 124: figures of unlike work"
+    ]
+    assert "1.67 TFLOP/s 1.67 TFLOP/s" in shown[-1]
+    assert max(map(len, shown)) <= 80
+
+
 def test_a_record_has_median_and_spread() -> None:
     result = Measured("x", {}, "s", [3.0, 1.0, 2.0, 10.0]).as_dict()
     assert (result["median"], result["min"], result["max"]) == (2.5, 1.0, 10.0)
@@ -391,6 +403,8 @@ def test_a_watched_program(anna: Path, tiny_onnx: Path, tmp_path: Path) -> None:
         (["--compare", "text.json"], "text.json is not JSON"),
         (["--compare", "other.json"], "other.json is no record of measurements of version 1"),
         (["--compare", "damaged.json"], "damaged.json is damaged"),
+        (["--compare", "undated.json"], "undated.json is damaged: it lacks its date"),
+        (["--compare", "unknown.json"], "unknown.json is damaged: a result lacks its name"),
         (["--json", "no/where.json"], "no is not a directory"),
         (["--html", "text.json"], "text.json exists; give --overwrite"),
     ],
@@ -400,6 +414,10 @@ def test_bad_input(words: list[str], message: str, tmp_path: Path, monkeypatch: 
     np.save("aud.npy", np.zeros((7, 512), np.float32))
     Path("text.json").write_text("hello")
     Path("other.json").write_text("[]")
+    undated, unknown = record("bench", [], command=[]), figures("x", "s", [float("nan")])
+    del undated["date"]
+    Path("undated.json").write_text(as_json(undated))
+    Path("unknown.json").write_text(as_json(unknown))
     Path("damaged.json").write_text('{"schema_version": 1, "results": [{"name": "crop"}]}')
     before = sorted(tmp_path.iterdir())
     result = CliRunner().invoke(main, ["bench", *words], catch_exceptions=False)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -230,7 +230,7 @@ def test_surfaces_make_the_video_that_frames_make(tmp_path: Path, codec: Codec) 
     pictures = [[frame.to_ndarray() for frame in decoded(tmp_path / name)] for name in ("rgb.mp4", "nv12.mp4")]
     assert np.shape(pictures[1]) == (7, 75, 66)
     assert np.abs(np.array(pictures[0], int) - pictures[1]).mean() < 2
-    with pytest.raises(ValueError, match="MJPEG is made from RGB frames, given NV12 surfaces"):
+    with pytest.raises(ValueError, match=r"batches are \(B,3,H,W\) RGB, given"):
         write_frames([rgb_to_nv12(frames)], tmp_path / "a.mp4", fps=25, encoder="mjpeg")
 
 
@@ -668,3 +668,43 @@ def test_an_old_video_stays_until_the_new_one_is_complete(tmp_path: Path) -> Non
     assert write_frames(batches(fail=False), out, fps=25, overwrite=True).frames == 202
     assert len(decoded(out)) == 202
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+# --- what is no frames -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "%03d.png"])
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        ([smooth(2).float() / 255], r"frames are uint8 tensors of levels 0 to 255, given torch.float32; of values in"),
+        ([smooth(2).long()], "given torch.int64"),
+        ([smooth(2).numpy()], "given ndarray"),
+        ([smooth(2).permute(0, 2, 3, 1)], r"batches are \(B,3,H,W\) RGB.*, given \(2, 48, 64, 3\)"),
+        ([smooth(2)[:, :1]], r"given \(2, 1, 48, 64\)"),
+        (list(noise(2, width=63)), r"given \(3, 48, 63\); a frame alone is frame\[None\]"),
+        (smooth(2), "give a list of them, not a tensor"),
+        ([smooth(2), smooth(2, width=66)], r"all frames are alike .*: first \(\(3, 48, 64\), .*, then \(\(3, 48, 66\)"),
+    ],
+)
+def test_what_is_no_frames_is_refused(tmp_path: Path, name: str, batches: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_frames(batches, tmp_path / name, fps=25)
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_other_encoders_and_codecs_are_refused(tmp_path: Path) -> None:
+    wrong: Any = "vp9"
+    with pytest.raises(InputError, match="'vp9' is no encoder; choose auto, nvenc, x264, mjpeg"):
+        write_frames([smooth(1)], tmp_path / "a.mp4", fps=25, encoder=wrong)
+    with pytest.raises(InputError, match="'vp9' is no codec; choose h264, hevc, av1"):
+        write_frames([smooth(1)], tmp_path / "a.mp4", fps=25, codec=wrong)
+
+
+def test_pictures_have_no_sound_and_those_of_a_longer_render_are_told_of(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="numbered pictures have no sound"):
+        write_frames([smooth(1)], tmp_path / "%d.png", fps=25, sound=tmp_path / "a.wav")
+    assert write_frames([smooth(5)], tmp_path / "%d.png", fps=25).notes == []
+    assert write_frames([smooth(5)], tmp_path / "%d.png", fps=25, overwrite=True).notes == []
+    shorter = write_frames([smooth(3)], tmp_path / "%d.png", fps=25, overwrite=True)
+    assert shorter.notes == ["4.png is there, too, of a longer render before"]

@@ -1,5 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from gpurender import (
 )
 from gpurender.cuda import resolve_device
 from gpurender.engine import EngineName, Precision, Probe, least_psnr
-from gpurender.export import example_input
+from gpurender.export import example_input, export_onnx
 from gpurender.half import to_half
 from gpurender.network import WINDOW_SHAPES
 from gpurender.openvino_engine import OpenVinoEngine, faster_on_cpu
@@ -163,6 +164,27 @@ def test_what_is_kept_for_bfloat16_is_bfloat16(tiny_onnx: Path) -> None:
     for precision, kept in expected.items():
         encoded = load_engine(tiny_onnx, device="cpu", precision=precision).encode(faces)
         assert {tensor.dtype for levels in encoded for tensor in levels} == kept
+
+
+def test_other_engines_are_refused(tiny_onnx: Path) -> None:
+    wrong: Any = "onnxruntime"
+    with pytest.raises(InputError, match="'onnxruntime' is no engine; choose auto, "):
+        load_engine(tiny_onnx, device="cpu", engine=wrong)
+
+
+def test_threads_may_share_an_engine_and_an_encoder(tmp_path: Path, tiny_unet: Path, tiny_encoder: Path) -> None:
+    export_onnx(tiny_encoder, tmp_path / "encoder.onnx")
+    encoder = load_audio_engine(tmp_path / "encoder.onnx")
+    engine = load_engine(tiny_unet, device="cpu", engine="openvino", precision="fp32")
+    faces, audio = example_input(4, "ave")
+    mels = torch.rand(8, 3, 1, 80, 16, generator=torch.Generator().manual_seed(1))
+    expected = [encoder(mel) for mel in mels], [predict(engine, faces[k : k + 1], audio[k : k + 1]) for k in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(5):
+            heard = list(threads.map(encoder, mels))
+            drawn = list(threads.map(lambda k: predict(engine, faces[k : k + 1], audio[k : k + 1]), range(4)))
+            assert all(map(torch.equal, heard, expected[0]))
+            assert all(map(torch.equal, drawn, expected[1]))
 
 
 def test_a_type_that_this_processor_lacks(tiny_onnx: Path) -> None:

@@ -117,6 +117,9 @@ def test_other_names_are_refused() -> None:
         rgb_to_nv12(FRAMES, matrix=wrong)
     with pytest.raises(ValueError, match="siting is None or one of left, centre, top left, top, given 'fast'"):
         nv12_to_rgb(noise(6, 6)[:, 0], siting=wrong)
+    for op in (crop_faces, crop_and_mask):
+        with pytest.raises(ValueError, match="matrix is one of bt601, bt709, bt2020, given 'fast'"):
+            op(noise(45, 44)[:, 0], RECTS, matrix=wrong)
 
 
 # --- torch.library, torch.compile, torch.export ----------------------------------------------------------------------
@@ -272,6 +275,14 @@ def test_a_network_trains_through_crop_and_paste(kernel_device: torch.device) ->
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 10
+
+
+def test_frames_that_share_memory_are_not_pasted_in_place() -> None:
+    shared = FRAMES[:1].clone().expand(2, -1, -1, -1)
+    with pytest.raises(ValueError, match="frames that share memory cannot be pasted in place"):
+        paste_faces(shared, CROPS, PREDICTIONS, RECTS, inplace=True)
+    expected = paste_faces(FRAMES[:1].repeat(2, 1, 1, 1), CROPS, PREDICTIONS, RECTS)
+    assert torch.equal(paste_faces(shared, CROPS, PREDICTIONS, RECTS), expected)
 
 
 def test_gradients_in_place_are_refused() -> None:

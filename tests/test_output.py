@@ -399,3 +399,33 @@ def test_a_file_size_limit_below_a_pictures_is_an_error(tmp_path: Path) -> None:
     with files_limited_to(4000), pytest.raises(OutputError, match=r"3\.png could not .*first 2 pictures are complete"):
         write_frames([frames], tmp_path / "%d.png", fps=25)
     assert assert_pictures_complete(tmp_path, frames) == 2
+
+
+# --- what is no file -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_pipes_and_devices_are_not_replaced(tmp_path: Path, overwrite: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "null", Path("/dev/null")):
+        with (
+            pytest.raises(OutputError, match="is a pipe or a device, which is not replaced; give a file name"),
+            complete_or_absent(path, overwrite),
+        ):
+            raise AssertionError
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_leads_to_is_replaced(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    file, link = tmp_path / "elsewhere" / "file", tmp_path / "link"
+    if there:
+        file.write_text("old")
+    link.symlink_to(file)
+    with complete_or_absent(link, overwrite=True) as name:
+        Path(name).write_text("new")
+    assert (file.read_text(), link.is_symlink()) == ("new", True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "file", "link"]

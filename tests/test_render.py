@@ -55,6 +55,22 @@ def test_a_batch_is_at_least_one(make_template: MakeTemplate, features_file: Pat
         all_frames(make_template(), features_file, tiny_unet, torch.device("cpu"), batch=batch)
 
 
+def test_what_is_asked_for_is_looked_at_before_anything_is_loaded(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, tmp_path: Path
+) -> None:
+    wrong: Any = "yuv420p"
+    with pytest.raises(InputError, match="'yuv420p' is no kind of pixels; choose rgb, nv12"):
+        all_frames(make_template(), features_file, tiny_unet, torch.device("cpu"), pixels=wrong)
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("a.mp4", {"batch": 0}, "a batch of 0 frames"),
+        ("%d.png", {"sound": "s.wav"}, r"numbered pictures have no sound; leave out s\.wav"),
+        ("a.mp4", {"sound": "absent.wav"}, r"absent\.wav: there is no such sound file"),
+    ]
+    for out, options, words in cases:
+        with pytest.raises(InputError, match=words):
+            gpurender.make(tmp_path / "no template", features_file, tmp_path / out, **options)
+
+
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_torchs_default_type_is_not_the_renders(
     make_template: MakeTemplate, tmp_path: Path, tiny_unet: Path, tiny_encoder: Path, engine: EngineName

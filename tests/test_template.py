@@ -1,7 +1,9 @@
 import itertools
 import json
+import os
 import shutil
 import struct
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -495,6 +497,43 @@ def test_bad_packages_are_told(make_package: MakeTemplate, name: str) -> None:
 )
 def test_orders(count: int, order: Order, start: int, expected: list[int]) -> None:
     assert frame_order(count, range(len(expected)), order, start) == expected
+
+
+def test_other_orders_and_decoders_are_refused(make_template: MakeTemplate) -> None:
+    wrong: Any = "ping-pong"
+    with pytest.raises(InputError, match="'ping-pong' is no order of frames; choose bounce, loop, mirror"):
+        frame_order(4, range(8), wrong)
+    with pytest.raises(InputError, match="'ping-pong' is no decoder; choose auto, dali"):
+        open_template(make_template(), decoder=wrong)
+
+
+def test_an_empty_directory_of_masks_is_told_what_to_do_about(make_template: MakeTemplate) -> None:
+    path = make_template()
+    (path / "parsing").mkdir()
+    with pytest.raises(InputError, match="holds no parsing masks; give --no-parsing to render without them"):
+        open_template(path)
+    assert not open_template(path, parsing=False).parsing
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_is_told_to_open_its_own(make_template: MakeTemplate) -> None:
+    """Its decoders' threads are not there: it would wait for ever."""
+    template = open_template(make_template())
+    template.frames([0])
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this process has threads
+        child = os.fork()
+    if child == 0:
+        try:
+            template.frames([1])
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    told = os.read(reading, 1000).decode()
+    assert told.startswith("a template cannot be used in a process that was forked since: load it there")
 
 
 def test_golden_order(shared: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ import torch
 
 from ..cuda import driver_version
 from ..errors import InputError
+from ..host import usable_cores
 from ..report import installed, processor
 
 SCHEMA_VERSION = 1
@@ -79,7 +81,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": memory,
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
@@ -129,10 +131,15 @@ def read_record(file: str | Path) -> Record:
             not isinstance(result, dict)
             or not isinstance(result.get("parameters"), dict)
             or not all(isinstance(result.get(key), str) for key in ("name", "unit"))
-            or not all(isinstance(result.get(key), int | float) for key in numbers)
+            or not all(isinstance(result.get(key), int | float) and isfinite(result[key]) for key in numbers)
             or not isinstance(result.get("runs"), list)
         ):
             raise InputError(f"{file} is damaged: a result lacks its name, parameters, unit, numbers or runs.")
+    told = {"gpurender": ("version", "commit"), "machine": ("processor", "cores", "gpu")}
+    if not isinstance(made.get("date"), str) or not all(
+        isinstance(made.get(part), dict) and made[part].keys() >= set(keys) for part, keys in told.items()
+    ):
+        raise InputError(f"{file} is damaged: it lacks its date, or which gpurender or machine it is of.")
     return made
 
 
@@ -168,6 +175,20 @@ def compared(old: Record, new: Record) -> list[Comparison]:
         for then, now in pairs
         if then is not None and then["unit"] == now["unit"]
     ]
+
+
+def other_settings(old: Record, new: Record) -> list[tuple[str, Any, Any]]:
+    """What figures of both records depend on and is not alike: its name, then and now."""
+    before = {(result["name"], size_of(result)): result["parameters"] for result in old["results"]}
+    found = [
+        (key, then[key], now[key])
+        for result in new["results"]
+        if (then := before.get((result["name"], size_of(result)))) is not None
+        for now in [result["parameters"]]
+        for key in now
+        if key in then and then[key] != now[key]
+    ]
+    return list(dict.fromkeys(found))
 
 
 def verdict(then: dict[str, Any], now: dict[str, Any]) -> Verdict:

@@ -26,7 +26,7 @@ from ..render import render
 from ..template import open_template
 from .limits import counts, least_ms, measured_limits
 from .measured import Measured, Record, record
-from .stages import RENDERED, STAGES, SWEEP, Alone, transferred
+from .stages import RENDERED, STAGES, SWEEPS, Alone, transferred
 from .subject import Loaded, Subject, chosen_networks, enlarged, sound_of
 from .watch import OtherWork, Watched, watch_make
 
@@ -139,7 +139,8 @@ def all_steps(loaded: list[Loaded], repeats: int) -> list[Step]:
     alone = [Alone(one, repeats) for one in loaded]
     for one, its_stages in zip(loaded, alone, strict=True):
         steps += stages(one, its_stages)
-    steps += [(f"{loaded[0].name}: rendering {k} frames at a time", lambda k=k: alone[0].sweep(k)) for k in SWEEP]
+    for k in SWEEPS[loaded[0].device.type]:
+        steps.append((f"{loaded[0].name}: rendering {k} frames at a time", lambda k=k: alone[0].sweep(k)))
     steps.append(("the machine's limits again", lambda: measure_limits(loaded[0], machine, repeats)))
     return [*steps, ("counting", lambda: limits_and_counts(loaded, machine))]
 

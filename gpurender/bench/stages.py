@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..backdrops import Backdrops, paste_on_backdrops
 from ..crop import crop_faces, face_input
 from ..encode import open_encoder
 from ..paste import paste_faces_nv12
-from ..render import render
+from ..render import one_torch_thread, render
 from ..sound_track import SoundTrack
 from ..template import frame_order
 from ..timings import Timings
@@ -31,7 +31,8 @@ LEAST_SECONDS = 0.25  # that a run of a quick stage is repeated for
 DECODED = 48  # template frames
 ENCODED = {"cpu": 48, "cuda": 1536}  # frames of video: as many as keep all of an encoder's segments at work
 RENDERED = {"cpu": 48, "cuda": 192}  # that are encoded, over and over
-SWEEP = (1, 2, 4, 8, 16, 32)
+SWEEP = (1, 2, 4, 8, 16, 32)  # frames at a time
+SWEEPS = {"cpu": SWEEP[:-1], "cuda": SWEEP}  # each with four batches of the largest: fewer fill the stages alone
 STAGES = (
     *("template decode", "template again", "audio", "crop", "network encode", "network decode", "paste"),
     *("colour", "encode", "mux"),
@@ -67,7 +68,7 @@ class Alone:
     def sweep(self, batch: int) -> list[Measured]:
         """Rendered frames a second, up to the finished pixels, with so many frames at a time; after `encode`."""
         loaded = self._loaded
-        count = 4 * max(SWEEP) if self._device.type == "cuda" else max(SWEEP)
+        count = 4 * max(SWEEPS[self._device.type])
         with tempfile.TemporaryDirectory(prefix="gpurender-") as folder:
             file = Path(folder) / "features.npy"
             np.save(file, np.random.RandomState(0).uniform(0, 3, (count, 512)).astype(np.float32))
@@ -76,9 +77,10 @@ class Alone:
             warm_ups = 1 if self._device.type == "cuda" else 0  # a GPU prepares for each new batch
             for _ in range(warm_ups + self._repeats):
                 began = time.perf_counter()
-                for _ in render(loaded.template, features, loaded.engine, batch=batch):
-                    pass
-                self._finish()
+                with one_torch_thread() if loaded.engine.name == "openvino" else nullcontext():  # as `make` has it
+                    for _ in render(loaded.template, features, loaded.engine, batch=batch, pixels="nv12"):
+                        pass
+                    self._finish()
                 runs.append(count / (time.perf_counter() - began))
         parameters = {**loaded.parameters, "batch": batch, "frames": count}
         return [Measured(f"render, batch {batch}", parameters, "frames a second", runs[warm_ups:])]

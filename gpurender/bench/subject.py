@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..audio import FEATURE_FILES, SAMPLE_RATE, AudioEncoderLike, Features, decode_sound, load_features
 from ..audio_engine import load_audio_engine
+from ..cache import hash_of
 from ..choose_engine import load_engine
 from ..encode import EncoderName, write_frames
 from ..engine import PROBED, Engine, EngineName, Precision
@@ -112,6 +113,7 @@ class Loaded:
             "batch": self.batch,
             "decoder": self.template.decoder,
             "parsing": self.template.parsing,
+            "network": hash_of(self.subject.model)[:12],
             "template_frames": len(self.template),
         }
 

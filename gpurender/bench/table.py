@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from .measured import Comparison, Record, find, sizes
+from .measured import Comparison, Record, find, other_settings, sizes
 from .stages import ONCE, STAGES, SWEEP
 
 COLUMNS = 80
@@ -110,12 +110,14 @@ def comparison_lines(pairs: list[Comparison], old: Record, new: Record) -> Itera
     for key in ("processor", "cores", "gpu"):
         if old["machine"][key] != new["machine"][key]:
             yield from wrapped(f"ANOTHER MACHINE then: {key} {old['machine'][key]}, now {new['machine'][key]}")
-    yield f"{'':<32}{'then':>12}{'now':>12}{'ratio':>8}  verdict"
+    for key, before, now in other_settings(old, new):
+        yield from wrapped(f"OTHER SETTINGS then: {key} {before}, now {now}: figures of unlike work")
+    yield f"{'':<30}{'then':>13}{'now':>13}{'ratio':>8}  verdict"
     for size in dict.fromkeys(pair.size for pair in pairs):
         yield size or "machine"
         for pair in (pair for pair in pairs if pair.size == size and (": " not in pair.name or "busy" in pair.name)):
             then, now = written(pair.old, pair.unit), written(pair.new, pair.unit)
-            yield f"  {shortened(pair.name, 30):<30}{then:>12}{now:>12}{pair.ratio:>8.2f}  {pair.verdict}"
+            yield f"  {shortened(pair.name, 28):<28}{then:>13}{now:>13}{pair.ratio:>8.2f}  {pair.verdict}"
     missing = len(new["results"]) - len(pairs)
     if missing:
         yield f"{missing} of {len(new['results'])} figures are not in the old record"

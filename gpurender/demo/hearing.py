@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..audio import MEL_BANDS, MEL_RATE, MEL_WINDOW, WINDOW, mel_starts
 from ..network import AudioEncoder, AudioModel
 from ..openvino_requests import has_bfloat16
-from .corpus import FPS, Recording
+from .corpus import Recording
 from .mouth import PARAMETERS
 
 ENCODER_WIDTHS = (16, 16, 16, 32, 32, 32, 64, 64, 64, 96, 96, 128, 512)
@@ -135,7 +135,7 @@ def segments(
         length = len(recording.mouth)
         first = int(torch.randint(-SEGMENT // 4, length - SEGMENT // 2, (), generator=generator)) - WINDOW // 2
         features = torch.arange(first, first + SEGMENT + WINDOW - 1)
-        starts = mel_starts(len(recording.mel), FPS)
+        starts = mel_starts(len(recording.mel))
         rows = starts[(features - 1).clamp(0, len(starts) - 1)]  # feature k hears mel window k-1
         start, stop = int(rows[0]), int(rows[-1]) + MEL_WINDOW
         mel = recording.mel[start:stop]

@@ -1,18 +1,20 @@
-"""What is free of the host's memory, by files like those of Linux, and on the machine that runs the tests."""
+"""What is free of the host's memory and cores, by files like those of Linux, and on the machine that runs the tests."""
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from gpurender.host_memory import free_memory
+from gpurender import host
+from gpurender.host import free_memory, usable_cores
 
 V1, V2 = "4:memory:/jobs/one\n0::/", "0::/jobs/one"
 NO_LIMIT = 2**63 - 4096  # as v1 says it
 
 
-def write(root: Path, files: dict[str, object]) -> Path:
+def write(root: Path, files: Mapping[str, object]) -> Path:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{text}\n")
@@ -77,3 +79,28 @@ def test_this_machine() -> None:
     free = free_memory()
     assert free is not None
     assert 2**26 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cores(root: Path, path: str, limit: str, v1: bool = False) -> Path:
+    quota, period = limit.split()
+    both = {f"{path}/cpu.cfs_quota_us": quota, f"{path}/cpu.cfs_period_us": period}
+    return write(root, both if v1 else {f"{path}/cpu.max": limit})
+
+
+@pytest.mark.parametrize("where", ["jobs/one", "jobs", "."])
+@pytest.mark.parametrize("v1", [False, True])
+@pytest.mark.parametrize(("limit", "found"), [("250000 100000", 3), ("50000 100000", 1), ("900000 50000", 8)])
+def test_cores_that_a_control_group_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, v1: bool, limit: str, found: int
+) -> None:
+    monkeypatch.setattr(host, "cores_to_run_on", lambda: 8)
+    write(tmp_path, {"proc/self/cgroup": "1:cpu,cpuacct:/jobs/one\n0::/" if v1 else V2})
+    cores(tmp_path, f"sys/fs/cgroup/cpu/{where}" if v1 else f"sys/fs/cgroup/{where}", limit, v1)
+    assert usable_cores(tmp_path) == found
+
+
+def test_cores_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cores_to_run_on", lambda: 8)
+    assert usable_cores(tmp_path / "nowhere") == 8
+    write(tmp_path, {"proc/self/cgroup": f"2:cpu:/jobs\n{V2}", "sys/fs/cgroup/jobs/cpu.max": "max 100000"})
+    assert usable_cores(cores(tmp_path, "sys/fs/cgroup/cpu/jobs", "-1 100000", v1=True)) == 8
