@@ -170,8 +170,8 @@ def main() -> None:
 @click.option(
     "--fps",
     type=click.FloatRange(1, 240),
-    help="Frames a second; at each rate, the mouth moves with the sound.  [default: what the network was trained at, 25, "
-    "or 20 for wenet features]",
+    help="Frames a second; at any rate, the mouth moves with the sound.  [default: what the network was trained at, "
+    "25, or 20 for wenet features]",
 )
 @click.option(
     "--order",
