@@ -56,7 +56,7 @@ def bench(
 
     Each stage alone, whole renders as programs of their own (wall clock, sound included), cold and warm start, memory,
     what goes between host and GPU, batch sizes, and what the machine could do at best. Medians, and the smallest and
-    the largest of all runs. Takes about five minutes on two cores; other work on the machine shows in the figures.
+    the largest of all runs. Takes about four minutes on two cores; other work on the machine shows in the figures.
     In a short video most template frames are shown for the first time, which costs more: --seconds 30 shows the rest.
 
     \b
