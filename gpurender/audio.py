@@ -229,8 +229,7 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
     else:
         frames = max(1, round(count * fps / TRAINED_FPS))
         shape, read = (frames, *WINDOW_SHAPES["ave"]), in_between(encode, starts, fps, device)
-    windows_ready = fps != TRAINED_FPS
-    return Features("ave", shape, read, windows_ready=windows_ready, fps=fps, source=path, sound=path)
+    return Features("ave", shape, read, windows_ready=fps != TRAINED_FPS, fps=fps, source=path, sound=path)
 
 
 def one_after_another(
