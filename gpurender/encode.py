@@ -14,7 +14,6 @@ from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
-from .audio import open_sound
 from .cuda import is_out_of_memory
 from .errors import DeviceError, InputError, OutputError, check_choice
 from .mjpeg import MjpegEncoder
@@ -22,6 +21,7 @@ from .numbered import JPEG_QUALITIES, JPEG_QUALITY, write_pictures
 from .nvenc import NvencEncoder
 from .output import check_output, complete_or_absent, describe
 from .software_encoder import LIBRARIES, Codec, SoftwareEncoder
+from .sound import open_sound
 from .sound_track import SoundTrack
 from .timings import Timings
 

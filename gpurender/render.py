@@ -1,7 +1,7 @@
 """START HERE: how a template, speech and a trained network become a video.
 
 template  frames on the device, a face rectangle for each           template.py
-audio     sound or features -> what the network hears at a frame    audio.py
+audio     sound or features -> what the network hears at a frame    audio.py, sound.py
 crop      each face cut out, resized, its mouth blacked out         crop.py; once a template frame: faces.py
 engine    the network draws the mouth that goes with the sound      engine.py, network.py
 paste     the face resized back and written over the frame          paste.py; for video on a CPU: backdrops.py
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .audio import Features, load_features, open_sound
+from .audio import Features, load_features
 from .audio_engine import encoder_for, load_audio_engine
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .choose_engine import load_engine, network_for
@@ -40,6 +40,7 @@ from .prefetch import stage
 from .progress import Progress, Silent
 from .report import Summary
 from .software_encoder import Codec
+from .sound import open_sound
 from .template import DecoderName, Order, Template, frame_order, open_template
 from .timings import Timings, write_trace
 
@@ -170,7 +171,7 @@ def render(
                     done += len(pasted)
                     yield pasted
                     del pasted
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if size == 1:

@@ -13,9 +13,9 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
-from .audio import decoded_frames
 from .errors import InputError
 from .prefetch import prefetch
+from .sound import decoded_frames
 
 AHEAD = 64
 """Packets that may be ready before the picture has come so far: of 1024 samples each, a second or more."""

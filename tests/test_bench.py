@@ -24,7 +24,6 @@ from schema import SCHEMA, follows
 from torch.utils.flop_counter import FlopCounterMode
 
 import gpurender
-from gpurender.audio import decode_sound
 from gpurender.bench.limits import Count, least_ms, onnx_work, unet_work
 from gpurender.bench.measured import Measured, Record, as_json, compared, find, read_record, record
 from gpurender.bench.page import page
@@ -38,6 +37,7 @@ from gpurender.cli import main
 from gpurender.engine import Precision
 from gpurender.network import load_unet
 from gpurender.openvino_engine import faster_on_cpu
+from gpurender.sound import decode_sound
 
 # --- one real run ----------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,10 @@ from av.container import InputContainer
 from PIL import Image
 
 from gpurender import InputError, OutputError, rgb_to_nv12, write_frames
-from gpurender.audio import decode_sound
 from gpurender.encode import check_destination
 from gpurender.mjpeg import jpeg_quality
 from gpurender.software_encoder import Codec, SoftwareEncoder, nv12_frames, yuv_frames
+from gpurender.sound import decode_sound
 from gpurender.timings import Timings
 
 BARS = [

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..audio import load_features, open_sound
+from ..audio import load_features
 from ..backdrops import Backdrops, paste_on_backdrops
 from ..crop import crop_faces, face_input
 from ..encode import open_encoder
 from ..paste import paste_faces_nv12
 from ..render import one_torch_thread, render
+from ..sound import open_sound
 from ..sound_track import SoundTrack
 from ..template import frame_order
 from ..timings import Timings

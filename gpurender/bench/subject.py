@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..audio import FEATURE_FILES, SAMPLE_RATE, AudioEncoderLike, Features, decode_sound, load_features
+from ..audio import FEATURE_FILES, AudioEncoderLike, Features, load_features
 from ..audio_engine import load_audio_engine
 from ..cache import hash_of
 from ..choose_engine import load_engine
@@ -25,6 +25,7 @@ from ..find import find_audio_encoder
 from ..network import AudioEncoder, UNet
 from ..render import probe_inputs
 from ..seeds import save_seeded
+from ..sound import SAMPLE_RATE, decode_sound
 from ..template import Template, open_template
 
 AT_ONCE = 8  # frames at a time while a template is enlarged

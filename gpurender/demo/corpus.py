@@ -11,7 +11,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from ..audio import SAMPLE_RATE, mel_blocks
+from ..sound import SAMPLE_RATE, mel_blocks
 from .mouth import mouth_curve
 from .speech import Speech, speak
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..audio import MEL_BANDS, MEL_RATE, MEL_WINDOW, WINDOW, mel_starts
+from ..audio import MEL_WINDOW, WINDOW, mel_starts
 from ..network import AudioEncoder, AudioModel
 from ..openvino_requests import has_bfloat16
+from ..sound import MEL_BANDS, MEL_RATE
 from .corpus import Recording
 from .mouth import PARAMETERS
 

@@ -1,0 +1,152 @@
+"""A sound file -> mel rows: its samples, 16 kHz and mono, and their spectrum."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import av
+import av.error
+import numpy as np
+import soxr
+import torch
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from torch import Tensor
+
+from .errors import InputError
+
+SAMPLE_RATE = 16_000
+MEL_RATE = 80  # mel rows a second
+MEL_BANDS = 80
+N_FFT, HOP = 800, 200
+
+
+def open_sound(path: str | Path) -> InputContainer:
+    """Open a file that has a sound track."""
+    try:
+        container = av.open(str(Path(path).absolute()))  # absolute: FFmpeg would take `a:b.wav` for a protocol a
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such sound file.") from None
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path} is not sound that can be decoded ({error.strerror}).") from None
+    if not container.streams.audio:
+        container.close()
+        raise InputError(f"{path} has no sound track.")
+    return container
+
+
+def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
+    """Decode any file that has sound, as blocks of (n,) float32 samples: mono, 16 kHz, -1..1.
+
+    Channels are averaged, then resampled with soxr's high quality (as librosa.load does).
+
+    Raises:
+        InputError: there is no sound track, nothing in it can be decoded, or it is empty.
+    """
+    with open_sound(path) as container:
+        stream = container.streams.audio[0]
+        kind = to_float = None
+        resample: soxr.ResampleStream | None = None
+        rate = 0
+        total = 0
+        try:
+            for frame in decoded_frames(container, stream):
+                if resample is None:
+                    rate = frame.sample_rate
+                    resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+                elif frame.sample_rate != rate:
+                    raise InputError(f"{path}: the sound changes its sample rate; convert it to one rate first.")
+                if to_float is None or kind != (frame.format.name, frame.layout.name):  # may change in joined files
+                    kind = (frame.format.name, frame.layout.name)
+                    # Interleaved: PyAV reads planes of 8 channels and more wrongly.
+                    to_float = av.AudioResampler(format="flt")
+                for converted in to_float.resample(frame):
+                    channels = converted.layout.nb_channels
+                    mono = converted.to_ndarray().reshape(-1, channels).mean(1, dtype=np.float32)
+                    if not np.isfinite(mono).all():
+                        raise InputError(f"{path}: the sound holds NaN or infinity after {total / rate:.2f} s.")
+                    total += len(mono)
+                    yield resample.resample_chunk(mono)
+        except av.error.FFmpegError as error:
+            seconds = total / max(rate, 1)
+            raise InputError(f"{path}: the sound breaks off after {seconds:.2f} s ({error.strerror}).") from None
+        if resample is None or total == 0:
+            raise InputError(f"{path}: the sound track is empty.")
+        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def decoded_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+    """A sound's frames. What cannot be decoded is left out, if more follows: tags and cuts in joined files, for one.
+
+    Raises:
+        av.error.FFmpegError: the sound ends so.
+    """
+    failed = None
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            failed = error
+            continue
+        if frames:
+            failed = None
+        yield from cast(list[av.AudioFrame], frames)
+    if failed is not None:
+        raise failed
+
+
+def mel_blocks(samples: Iterator[np.ndarray], device: torch.device, block_rows: int = 2400) -> Iterator[Tensor]:
+    """Blocks of mel rows (≤ block_rows + 1, 80) float32 in -4..4 on the device, from blocks of 16 kHz samples.
+
+    Wav2Lip's front end, as SyncTalk_2D uses it: pre-emphasis 0.97, STFT 800/200 with a periodic Hann window, centred
+    with zeros, magnitude, 80 Slaney bands, decibels scaled to ±4. T = 1 + samples // 200 rows in all.
+    """
+    window = torch.hann_window(N_FFT, dtype=torch.float32, device=device)
+    filters = mel_filters().to(device)
+    need = (block_rows - 1) * HOP + N_FFT
+    parts = [np.zeros(N_FFT // 2, np.float32)]  # the centring zeros; joined when there is a block of them
+    held = N_FFT // 2
+    previous = np.float32(0)
+
+    def rows(signal: np.ndarray) -> Tensor:
+        spectrum = torch.stft(
+            torch.from_numpy(signal).to(device), N_FFT, HOP, window=window, center=False, return_complex=True
+        )
+        level = 20 * torch.log10((filters @ spectrum.abs()).clamp(min=1e-5)) - 20
+        return (8 * (level + 100) / 100 - 4).clamp(-4, 4).T  # (t,80)
+
+    for block in samples:
+        if len(block) == 0:
+            continue
+        before = np.concatenate([[previous], block[:-1]])
+        previous = block[-1]
+        parts.append(block - np.float32(0.97) * before)
+        held += len(block)
+        if held < need:
+            continue
+        pending = np.concatenate(parts)
+        while len(pending) >= need:
+            yield rows(pending[:need])
+            pending = pending[block_rows * HOP :]
+        parts, held = [pending], len(pending)
+    yield rows(np.concatenate([*parts, np.zeros(N_FFT // 2, np.float32)]))
+
+
+def mel_filters() -> Tensor:
+    """(80,401) float32: triangular mel filters 55 to 7600 Hz, each of area one, on Slaney's scale.
+
+    Source: M. Slaney, Auditory Toolbox (1998): linear below 1 kHz at 200/3 Hz a mel, logarithmic above it.
+    """
+    step, corner = 200 / 3, 1000.0
+    log_step = np.log(6.4) / 27
+
+    def to_mel(hz: float) -> float:
+        return hz / step if hz < corner else corner / step + np.log(hz / corner) / log_step
+
+    mels = np.linspace(to_mel(55), to_mel(7600), MEL_BANDS + 2)
+    edges = np.where(mels < corner / step, mels * step, corner * np.exp(log_step * (mels - corner / step)))
+    bins = np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return torch.from_numpy((triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32))
