@@ -133,11 +133,11 @@ def measure_way(
                 ready = launched(work, way.launch, device)
                 drawn = ready()
                 taken = time.perf_counter() - began
+                picture = drawn.float().cpu() if isinstance(drawn, Tensor) else None  # before later runs write there
                 runs = [seconds(ready, device) for _ in range(repeats)]
             yield Measured(half, of, "frames a second", [batch / run for run in runs])
             yield Measured(f"{half}, before its first batch", of, "s", [taken])
-            if isinstance(drawn, Tensor):
-                picture = drawn.float().cpu()
+            if picture is not None:
                 likeness = least_psnr(picture, expected.setdefault(batch, picture))
                 if math.isfinite(likeness):  # else it is the very same
                     yield Measured(f"{half}, PSNR to float32", of, "dB", [likeness])

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from gpurender.bench.measured import Measured, Record, as_json, read_record, record
 from gpurender.bench.run import QUIET_PERCENT, own_caches
 from gpurender.bench.table import spread, written
@@ -43,6 +45,8 @@ def measure_and_keep(
     """
     try:
         device = str(resolve_device(given.device))
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)  # Triton's clock and graphs of our own are the current device's
         others = OtherWork()
         with tempfile.TemporaryDirectory(prefix=f"gpurender-{suite}-") as name, own_caches(Path(name) / "cache"):
             results = [*measure(Path(name), device), Measured(OTHERS, {}, "%", [others.percent() or 0.0])]

@@ -49,6 +49,9 @@ class Commands(click.Group):
             advice = "end other programs on it, give a smaller --batch or --memory, or --device cpu"
             click.echo(f"Error: the GPU has too little free memory ({first_line(error)}); {advice}.", err=True)
             ctx.exit(2)
+        except MemoryError:
+            click.echo("Error: this machine has too little free memory; give a smaller --batch or --memory.", err=True)
+            ctx.exit(2)
         except BrokenPipeError:
             raise  # as of `| head`: click ends without a word
         except OSError as error:  # a directory that may not be entered, a name that is too long, a full standard output

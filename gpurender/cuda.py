@@ -6,17 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .errors import DeviceError
 
-OK, NOT_SUPPORTED = 0, 3  # NVML's answers
-ENGINES = {
-    "nvenc": "nvmlDeviceGetEncoderUtilization",
-    "nvdec": "nvmlDeviceGetDecoderUtilization",
-    "jpeg": "nvmlDeviceGetJpgUtilization",
-}
+OK = 0  # as CUDA's driver says it
 CONTAINER = "a container gets the host's with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video."
 NO_DRIVER = f"there is no NVIDIA driver here (libcuda.so.1 is missing); {CONTAINER}"
 
@@ -64,15 +60,16 @@ def why_no_cuda() -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's memory did not do: as torch says it of its own tensors, and CUDA and Triton of theirs."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    """Whether a device's memory did not do: as torch says it of its own tensors, DALI (by MemoryError), and CUDA and
+    Triton of theirs."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
     )
 
 
 EXACT = threading.Lock()
 exact_now: list[ExitStack] = []
-"""A stack for each that computes exactly at the moment; the first one has the setting of before."""
+"""One for each that computes exactly at the moment; the first has the setting of before."""
 
 
 @contextmanager
@@ -80,10 +77,7 @@ def exact_products() -> Iterator[None]:
     """float32 means float32, not TF32, in cuDNN's convolutions. That is the process's setting: it is as it was before
     once the last of several threads is done."""
     with EXACT:
-        exact_now.append(ExitStack())
-        if len(exact_now) == 1:
-            flags = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
-            exact_now[0].enter_context(flags)
+        exact_now.append(ExitStack() if exact_now else without_tf32())
     try:
         yield
     finally:
@@ -91,6 +85,25 @@ def exact_products() -> Iterator[None]:
             if len(exact_now) == 1:
                 exact_now[0].close()
             exact_now.pop()
+
+
+def without_tf32() -> ExitStack:
+    """Forbid it; closing what is returned sets everything as it was.
+
+    torch has two switches, and the older one raises an error where somebody has used the newer one (of torch 2.9).
+    """
+    cudnn: Any = torch.backends.cudnn
+    before = ExitStack()
+    try:
+        before.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+        cudnn.allow_tf32 = False
+    except RuntimeError:
+        before.pop_all()
+    convolutions = getattr(cudnn, "conv", None)
+    if getattr(convolutions, "fp32_precision", None) == "tf32":  # still: by the newer switch, for all of torch or this
+        before.callback(setattr, convolutions, "fp32_precision", "tf32")
+        convolutions.fp32_precision = "ieee"
+    return before
 
 
 def driver_is_here() -> bool:
@@ -126,25 +139,3 @@ def driver_version() -> str | None:
     file = Path("/proc/driver/nvidia/version")
     found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", file.read_text()) if file.is_file() else None
     return found.group(1) if found else None
-
-
-def fixed_function_engines(gpu: int) -> dict[str, bool | None]:
-    """Whether a GPU has NVENC, NVDEC and a JPEG decoder in hardware, as NVML tells it; None where it does not tell."""
-    unknown: dict[str, bool | None] = dict.fromkeys(ENGINES)
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() != OK:
-            return unknown
-        handle = ctypes.c_void_p()
-        torchs = torch.cuda.get_device_properties(gpu)  # by its address: torch's numbers are not always NVML's
-        address = f"{torchs.pci_domain_id:08x}:{torchs.pci_bus_id:02x}:{torchs.pci_device_id:02x}.0"
-        if nvml.nvmlDeviceGetHandleByPciBusId_v2(address.encode(), ctypes.byref(handle)) != OK:
-            return unknown
-        answers: dict[str, bool | None] = {}
-        for engine, question in ENGINES.items():
-            utilisation, period = ctypes.c_uint(0), ctypes.c_uint(0)
-            status = getattr(nvml, question)(handle, ctypes.byref(utilisation), ctypes.byref(period))
-            answers[engine] = {OK: True, NOT_SUPPORTED: False}.get(status)
-    except (OSError, AttributeError):
-        return unknown
-    return answers

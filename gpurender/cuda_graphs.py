@@ -6,6 +6,10 @@ from contextlib import contextmanager
 
 import torch
 
+from .cuda import is_out_of_memory
+from .errors import DeviceError, first_line
+
+CAPTURES_MAY_FAIL = "2.13"  # before, torch's allocator is as while it captures for good (pytorch issue 180395)
 CAPTURING = threading.Lock()  # a capture begins by waiting for the whole GPU; nobody else may wait for it meanwhile
 
 
@@ -14,13 +18,25 @@ def captured(launch: Callable[[int], None], device: torch.device) -> Callable[[]
 
     Args:
         launch: is given the stream to launch on, torch's current one meanwhile, by its handle.
+
+    Raises:
+        DeviceError: it failed, and this torch cannot go on after that.
     """
     graph = torch.cuda.CUDAGraph()
-    stream, before = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    # Of another priority than the stages' streams: torch has 32 of each and gives them out in turns, so that a stage
+    # could have the same one, and what it launches meanwhile would be recorded instead of done.
+    stream, before = torch.cuda.Stream(device, priority=-1), torch.cuda.current_stream(device)
     try:
         # "thread_local": other threads' copies and allocations go on meanwhile
         with CAPTURING, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             launch(stream.cuda_stream)
+    except Exception as error:
+        if torch.__version__ < CAPTURES_MAY_FAIL and not is_out_of_memory(error):
+            raise DeviceError(
+                f"a CUDA graph could not be captured ({first_line(error)}), and torch {torch.__version__} frees no "
+                f"memory after that; update torch to {CAPTURES_MAY_FAIL} or newer."
+            ) from error
+        raise
     finally:  # where a capture fails, torch stays on its stream, for which nobody would wait
         torch.cuda.set_stream(before)
     return graph.replay

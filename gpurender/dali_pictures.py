@@ -90,14 +90,14 @@ class DaliPictures:
         decoded: dict[Path, Tensor] = {}
         try:
             decoded = dict(zip(by_dali, self._decode_by_dali(by_dali), strict=True))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise
             # It does not say which: one by one, then.
             for file in by_dali:
                 try:
                     (decoded[file],) = self._decode_by_dali([file])
-                except RuntimeError as error:
+                except (RuntimeError, MemoryError) as error:
                     if is_out_of_memory(error):
                         raise
                     decoded[file] = read_picture(file).to(self._device)  # or it says what is wrong with the file

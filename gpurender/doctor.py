@@ -14,7 +14,7 @@ import torch
 
 from .choose_engine import load_engine
 from .crop import CROP, INNER, crop_faces
-from .cuda import driver_version, fixed_function_engines, why_no_cuda
+from .cuda import driver_version, why_no_cuda
 from .decoders import DecoderName
 from .encode import EncoderName, write_frames
 from .engine import PROBED, EngineName, Precision, Probe
@@ -56,8 +56,6 @@ class Gpu:
     name: str
     compute_capability: str
     memory_bytes: int
-    engines: dict[str, bool | None]
-    """whether there are `nvenc`, `nvdec` and `jpeg` in hardware; None where the driver does not say"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Examination:
         ]
         lines += [
             f"{gpu.device:<11}{gpu.name}, compute capability {gpu.compute_capability}, "
-            f"{gpu.memory_bytes / 2**30:.0f} GiB; in hardware: {listed(gpu.engines)}"
+            f"{gpu.memory_bytes / 2**30:.0f} GiB"
             for gpu in self.gpus
         ] or [f"GPU        {self.no_gpu}"]
         packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "python")
@@ -103,11 +101,6 @@ class Examination:
                 *(f"  note: {note}" for note in used["notes"]),
             ]
         return "\n".join(lines)
-
-
-def listed(engines: dict[str, bool | None]) -> str:
-    words = {True: "{}", False: "no {}", None: "{} unknown"}
-    return ", ".join(words[there].format(engine) for engine, there in engines.items())
 
 
 def examine(notify: Callable[[str], None] = lambda text: None) -> Examination:
@@ -144,7 +137,6 @@ def describe_gpu(device: str) -> Gpu:
         name=properties.name,
         compute_capability=f"{properties.major}.{properties.minor}",
         memory_bytes=properties.total_memory,
-        engines=fixed_function_engines(torch.device(device).index),
     )
 
 

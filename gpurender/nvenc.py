@@ -11,7 +11,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 from torch import Tensor
 
-from .cuda import context_kept, fixed_function_engines, why_no_cuda
+from .cuda import context_kept, why_no_cuda
 from .elementary import ElementaryTrack
 from .errors import DeviceError
 from .prefetch import stage
@@ -22,6 +22,7 @@ from .timings import Timings
 QUALITY: dict[Codec, int] = {"h264": 20, "hevc": 22, "av1": 24}  # where none is asked for
 KEYFRAME_SECONDS = 4  # players seek to keyframes
 B_FRAMES = 2
+WITHOUT_NVENC = {(8, 0), (9, 0)}  # compute capabilities of A100, A30, H100 and H200
 
 
 class NvencEncoder:
@@ -132,7 +133,7 @@ def session_settings(codec: Codec, quality: int | None, rate: Fraction, b_frames
         "preset": "P4",
         "tuning_info": "high_quality",
         "rc": "vbr",
-        "cq": str(QUALITY[codec] if quality is None else quality),
+        "cq": str(QUALITY[codec] if quality is None else max(1, quality)),  # 0 would leave the choice to NVENC
         "bitrate": 0,  # no target but the quality
         "maxbitrate": 0,
         "fps": f"{rate.numerator}/{rate.denominator}",
@@ -153,8 +154,14 @@ def encoder_abilities(gpu: int, codec: Codec) -> dict[str, int]:
     """
     if not torch.cuda.is_available():  # asked first: without a GPU, PyNvVideoCodec ends the process
         raise DeviceError(f"there is no GPU for NVENC: {why_no_cuda()}")
-    if fixed_function_engines(gpu)["nvenc"] is False:
+    if torch.cuda.get_device_capability(gpu) in WITHOUT_NVENC:
         raise DeviceError(HAS_NO_NVENC)
+    first, this = (torch.cuda.get_device_name(number) for number in (0, gpu))
+    if first != this:
+        raise DeviceError(
+            f"PyNvVideoCodec asks GPU 0, {first}, what the NVENC of GPU {gpu}, {this}, can do; "
+            f"set CUDA_VISIBLE_DEVICES={gpu} and give --device cuda:0."
+        )
     answer = told_abilities(gpu, codec)
     if isinstance(answer, str):
         raise DeviceError(answer)

@@ -17,6 +17,7 @@ from .onnx_unet import unet_of_onnx
 from .ops import why_no_kernels
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TENSOR_CORES = 8, 0  # the compute capability from which Triton multiplies matrices by them
 BATCH = {"cuda": 32, "cpu": 1}  # launches keep a GPU waiting; on a CPU a batch only leaves the cache
 
 
@@ -52,6 +53,9 @@ class TorchEngine:
         """The network by kernels, where they run; tried with a frame, which compiles them."""
         if self.device.type != "cuda" or self.precision == "fp32" or why_no_kernels("cuda") is not None:
             return None  # of missing kernels, the render's notes tell
+        if torch.cuda.get_device_capability(self.device) < TENSOR_CORES:
+            self.notes.append("torch's layers run the network: its kernels are for compute capability 8.0 and newer")
+            return None
         notify(f"preparing the network's kernels on {self.device}; half a minute the first time")
         try:
             fused = FusedUNet(network, self.device, TYPES[self.precision])

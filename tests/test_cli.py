@@ -146,6 +146,16 @@ def test_no_memory_to_load_anything(
     )
 
 
+def test_no_memory_of_the_host(run: Run, anna: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(importlib.import_module("gpurender.render"), "make", fails)
+    result = run("make", "--template", anna, "--audio", "hello")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: this machine has too little free memory; give a smaller --batch or --memory.\n"
+
+
 def test_help_teaches(run: Run) -> None:
     for words in (("--help",), ("make", "--help"), ("export", "-h"), ("--version",)):
         assert run(*words).exit_code == 0

@@ -1,5 +1,7 @@
 """Why there is no GPU, asked of a machine without a driver and of one with a stub of it."""
 
+import os
+
 import pytest
 import torch
 from driver_stub import driver_stub_fixture as driver_stub_fixture
@@ -7,10 +9,9 @@ from driver_stub import run_python
 
 from gpurender import DeviceError
 from gpurender.cuda import (
-    ENGINES,
     driver_is_here,
     exact_products,
-    fixed_function_engines,
+    is_out_of_memory,
     resolve_device,
     why_no_cuda,
 )
@@ -55,6 +56,39 @@ def test_products_are_exact_until_the_last_of_several_threads_is_done() -> None:
         torch.backends.cudnn.allow_tf32 = before
 
 
+NEWER_SWITCH = """
+import torch
+from gpurender.cuda import exact_products
+
+cudnn = torch.backends.cudnn
+if {global_switch}:
+    torch.backends.fp32_precision = "tf32"
+cudnn.conv.fp32_precision = {of_convolutions!r}
+before = cudnn.conv.fp32_precision
+for _ in range(2):
+    with exact_products():
+        print(cudnn.conv.fp32_precision in ("ieee", "none"))
+    print(cudnn.conv.fp32_precision == before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older switch alone")
+@pytest.mark.parametrize("global_switch", [False, True])
+@pytest.mark.parametrize("of_convolutions", ["ieee", "tf32", "none"])
+def test_products_are_exact_where_the_newer_switch_is_used(global_switch: bool, of_convolutions: str) -> None:
+    """In a program of its own: the older switch raises errors once somebody has used the newer one."""
+    code = NEWER_SWITCH.format(global_switch=global_switch, of_convolutions=of_convolutions)
+    done = run_python(code, dict(os.environ))
+    assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
+def test_what_is_too_little_memory() -> None:
+    for error in (torch.OutOfMemoryError(), MemoryError("std::bad_alloc"), RuntimeError("CUDA error: out of memory")):
+        assert is_out_of_memory(error)
+    for error in (RuntimeError("CUDA error: misaligned address"), ValueError("out of memory")):
+        assert not is_out_of_memory(error)
+
+
 CONTEXTS = """
 import ctypes, PyNvVideoCodec
 from gpurender.cuda import context_kept
@@ -81,10 +115,3 @@ def test_the_current_context_is_kept(driver_stub: dict[str, str]) -> None:
     """Around PyNvVideoCodec, which on an H200 left another one behind."""
     done = run_python(CONTEXTS, driver_stub, gpus=1)
     assert done.stdout.split() == ["refused", "328"], done.stderr
-
-
-@pytest.mark.gpu
-def test_the_gpus_engines_are_told() -> None:
-    engines = fixed_function_engines(0)
-    assert set(engines) == set(ENGINES)
-    assert all(there in (True, False, None) for there in engines.values())

@@ -89,6 +89,19 @@ def test_threads_take_turns(tmp_path: Path) -> None:
     assert wrong == []
 
 
+def test_without_memory_no_picture_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DALI says it by `std::bad_alloc`, of which Python's side of it makes a MemoryError."""
+
+    def fails(files: list[Path]) -> list[torch.Tensor]:
+        raise MemoryError("std::bad_alloc")
+
+    source = DaliPictures(open_pictures(write_pictures(tmp_path, 2)), torch.device("cpu"), notes := [])
+    monkeypatch.setattr(source, "_decode_by_dali", fails)
+    with pytest.raises(MemoryError):
+        source.frames([0, 1])
+    assert notes == []
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ENCODED)
 def test_a_gpus_pixels_are_near_opencvs(tmp_path: Path, name: str) -> None:

@@ -1,5 +1,6 @@
 """The U-Net by kernels: each kernel against torch in float64, the whole against the module."""
 
+import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
+from driver_stub import run_python
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from gpurender import cuda_graphs, torch_engine
 from gpurender.engine import least_psnr
@@ -205,11 +208,21 @@ def test_kernels_that_do_not_start_are_told_of(monkeypatch: pytest.MonkeyPatch) 
     engine.device = torch.device("cuda")
     monkeypatch.setattr(torch_engine, "why_no_kernels", lambda device: None)
     monkeypatch.setattr(torch_engine, "FusedUNet", breaks)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert engine._fused(tiny("ave"), said.append) is None
     assert engine.notes == [
         "torch's layers run the network, not kernels, which do not start (out of resource: shared memory)"
     ]
     assert "half a minute the first time" in said[0]
+
+
+def test_gpus_without_tensor_cores_for_triton_run_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(tiny("ave"), CPU, "bf16")
+    engine.device = torch.device("cuda")
+    monkeypatch.setattr(torch_engine, "why_no_kernels", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert engine._fused(tiny("ave"), lambda text: None) is None
+    assert engine.notes == ["torch's layers run the network: its kernels are for compute capability 8.0 and newer"]
 
 
 # --- replays ---------------------------------------------------------------------------------------------------------
@@ -272,7 +285,19 @@ def test_memory_that_does_not_do_for_a_graph_may_do_for_a_smaller_one(monkeypatc
     assert (sizes, notes) == ([2], [])
 
 
-def test_a_capture_that_fails_leaves_the_current_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("2.13.0", "^operation failed due to a previous error"),
+        (
+            "2.11.0+cu128",
+            r"captured \(operation failed .*\), and torch 2.11.0\+cu128 frees no memory .* update torch to 2.13",
+        ),
+    ],
+)
+def test_a_capture_that_fails_leaves_the_current_stream_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, version: str, words: str
+) -> None:
     """torch's own context manager stays on the capture's."""
     now = ["the stage's"]
 
@@ -287,25 +312,37 @@ def test_a_capture_that_fails_leaves_the_current_stream_as_it_was(monkeypatch: p
             raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
     monkeypatch.setattr(torch.cuda, "graph", Graph)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", now.append)
-    with pytest.raises(RuntimeError, match="previous error during capture"):
+    with pytest.raises(RuntimeError, match=words):
         cuda_graphs.captured(lambda stream: None, torch.device("cuda"))
     assert now == ["the stage's", "the capture's", "the stage's"]
     assert not cuda_graphs.CAPTURING.locked()
 
 
+AFTER_A_CAPTURE = """
+import torch
+from gpurender.cuda_graphs import captured
+
+device = torch.device("cuda", 0)
+stream = torch.cuda.Stream(device)
+with torch.cuda.stream(stream):
+    try:
+        captured(lambda handle: torch.cuda.synchronize(), device)
+    except RuntimeError:
+        print("failed")
+    print(torch.cuda.current_stream(device) == stream, torch.ones(3, device=device).sum().item() == 3)
+"""
+
+
 @pytest.mark.gpu
 def test_after_a_capture_that_fails_the_gpu_works_on() -> None:
-    device = torch.device("cuda")
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        with pytest.raises(RuntimeError):
-            cuda_graphs.captured(lambda handle: torch.cuda.synchronize(), device)
-        assert torch.cuda.current_stream(device) == stream
-        assert torch.ones(3, device=device).sum().item() == 3
+    """In a program of its own: before 2.13, torch captures nothing after that."""
+    done = run_python(AFTER_A_CAPTURE, dict(os.environ))
+    assert done.stdout.split() == ["failed", "True", "True"], done.stderr
 
 
 def test_without_graphs_it_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

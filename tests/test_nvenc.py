@@ -87,7 +87,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """PyNvVideoCodec's stand-in, and streams that a machine without a GPU lacks."""
     codec = StandIn()
     monkeypatch.setattr(nvenc, "load_pynvvideocodec", lambda: codec)
-    monkeypatch.setattr(nvenc, "fixed_function_engines", lambda gpu: {"nvenc": None})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: "a GPU")
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=1234))
@@ -160,13 +161,23 @@ def test_a_gpu_without_nvenc_is_asked_once_and_one_whose_sessions_are_taken_agai
     assert len(stand_in.asked) == times
 
 
-def test_where_the_driver_says_that_there_is_no_nvenc_nobody_asks_it(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_gpus_that_are_known_to_have_no_nvenc_are_not_asked(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(nvenc, "fixed_function_engines", lambda gpu: {"nvenc": False})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: capability)
     with pytest.raises(DeviceError, match="this GPU has no NVENC"):
         nvenc.encoder_abilities(0, "h264")
     assert stand_in.asked == []
+
+
+def test_among_unlike_gpus_the_first_one_is_asked(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyNvVideoCodec asks GPU 0, whatever number it is given."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: ["NVIDIA A100", "NVIDIA L4", "NVIDIA A100"][gpu])
+    nvenc.encoder_abilities(2, "h264")
+    with pytest.raises(DeviceError, match=r"CUDA_VISIBLE_DEVICES=1 and give --device cuda:0"):
+        nvenc.encoder_abilities(1, "h264")
+    assert stand_in.asked == [(2, "h264")]
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -222,6 +233,7 @@ def test_settings(codec: Codec) -> None:
     assert (settings["rc"], settings["cq"], settings["bitrate"]) == ("vbr", "21", 0)
     assert (settings["fps"], settings["gop"], settings["bf"]) == ("30000/1001", "120", "2")
     assert settings.get("use_ivf_container") == ("0" if codec == "av1" else None)
+    assert session_settings(codec, 0, Fraction(25), 2)["cq"] == "1"  # NVENC takes 0 for "as you like"
 
 
 @pytest.mark.parametrize(
@@ -291,6 +303,7 @@ def test_the_real_package_understands_us(driver_stub: dict[str, str], codec: str
 def test_the_real_package_without_nvenc_is_explained(driver_stub: dict[str, str]) -> None:
     code = (
         "import torch; torch.cuda.is_available = lambda: True\n"
+        "torch.cuda.get_device_capability = torch.cuda.get_device_name = lambda gpu: (8, 9)\n"
         "from gpurender.nvenc import encoder_abilities\n"
         "try: encoder_abilities(0, 'h264')\n"
         "except Exception as error: print(type(error).__name__, error)"

@@ -228,7 +228,7 @@ def test_pictures_of_the_template_are_exact_outside_the_face(
 class Scarce:
     """An engine on a device whose memory does for a few frames at a time."""
 
-    def __init__(self, engine: Engine, most: int, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
+    def __init__(self, engine: Engine, most: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
         self._engine, self._most, self._error = engine, most, error
         self.asked: list[int] = []
 
@@ -242,9 +242,9 @@ class Scarce:
         return self._engine.begin(encoded, audio)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError, RuntimeError])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError, RuntimeError, MemoryError])
 def test_out_of_memory_halves_the_batch_and_goes_on(
-    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, error: type[RuntimeError]
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, error: type[Exception]
 ) -> None:
     """As torch says it of its own tensors, CUDA of what it takes itself, and Triton."""
     template, features = open_template(make_template()), load_features(features_file)
