@@ -99,7 +99,7 @@ def without_tf32() -> ExitStack:
         cudnn.allow_tf32 = False
     except RuntimeError:
         before.pop_all()
-    convolutions = getattr(cudnn, "conv", None)
+    convolutions: Any = getattr(cudnn, "conv", None)
     if getattr(convolutions, "fp32_precision", None) == "tf32":  # still: by the newer switch, for all of torch or this
         before.callback(setattr, convolutions, "fp32_precision", "tf32")
         convolutions.fp32_precision = "ieee"
