@@ -153,7 +153,7 @@ class Run(NamedTuple):
 
     frames: int
     seconds: float
-    others_percent: float
+    others_percent: float | None
     summary: Summary | None
 
 
@@ -169,7 +169,7 @@ def alone(environment: Mapping[str, str], function: Callable[..., Run], *given: 
 def run_loop(template: Path, sound: Path, unet: Path, encoder: Path, out: Path, device: str) -> Run:
     began, others = time.perf_counter(), OtherWork()
     count = make_video(template, sound, unet, encoder, out, device)
-    return Run(count, time.perf_counter() - began, others.percent() or 0.0, None)
+    return Run(count, time.perf_counter() - began, others.percent(), None)
 
 
 def run_ours(
@@ -192,14 +192,15 @@ def run_ours(
         memory_budget=None if memory_gib is None else round(memory_gib * 2**30),
         overwrite=True,
     )
-    return Run(summary.frames, time.perf_counter() - began, others.percent() or 0.0, summary)
+    return Run(summary.frames, time.perf_counter() - began, others.percent(), summary)
 
 
 def speeds(name: str, of: dict[str, object], runs: list[Run]) -> list[Measured]:
+    shares = [run.others_percent for run in runs if run.others_percent is not None]
     return [
         Measured(name, of, "s", [run.seconds for run in runs]),
         Measured(name, of, "frames a second", [run.frames / run.seconds for run in runs]),
-        Measured(OTHERS, {**of, "of": name}, "%", [run.others_percent for run in runs]),
+        *([Measured(OTHERS, {**of, "of": name}, "%", shares)] if shares else []),
     ]
 
 

@@ -54,7 +54,7 @@ def flatness(folder: Path, minutes: int, device: str) -> list[Measured]:
     run = watch_make([*words, "--audio", sound], device=device)
     began, ended = run.rendering_seconds
     ends = [began + (ended - began) * minute / minutes for minute in range(1, minutes + 1)]
-    at = [float(min(run.resident, key=lambda sample: abs(sample[0] - end))[1]) for end in ends]
+    at = [float(max(sample for sample in run.resident if sample[0] <= end)[1]) for end in ends]
     keys = ("width", "height", "device", "engine", "precision", "decoder", "encoder", "frames")
     parameters = {**{key: run.report[key] for key in keys}, "minutes": minutes}
     return [

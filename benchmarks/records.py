@@ -49,13 +49,15 @@ def measure_and_keep(
             torch.cuda.set_device(device)  # Triton's clock and graphs of our own are the current device's
         others = OtherWork()
         with tempfile.TemporaryDirectory(prefix=f"gpurender-{suite}-") as name, own_caches(Path(name) / "cache"):
-            results = [*measure(Path(name), device), Measured(OTHERS, {}, "%", [others.percent() or 0.0])]
+            results = [*measure(Path(name), device)]
+            if (share := others.percent()) is not None:
+                results.append(Measured(OTHERS, {}, "%", [share]))
     except (InputError, DeviceError, OutputError) as error:
         sys.exit(f"Error: {error}")
     made = record(suite, results, command=["python", *sys.argv], device=device, notes=notes)
     print_results(made)
     print(f"wrote {save(made, given.results)}")
-    noise = max(max(result.runs) for result in results if result.name == OTHERS)
+    noise = max((max(result.runs) for result in results if result.name == OTHERS), default=0.0)
     if noise > QUIET_PERCENT:
         tell(f"OTHER PROGRAMS TOOK UP TO {noise:.0f} % of the processors: these figures are not to be published")
 

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py
 
 Each is a `gpurender make` of 1280×720 with a narrow network, sound included. A straight line is fitted to all runs by
-least squares: its slope is what a frame costs, its start what a program costs before the first; the residual says how
-far the runs are from the line.
+least squares, in which a run's distance counts by its share of that run's seconds: its slope is what a frame costs, its
+start what a program costs before the first; the residual says how far the runs are from the line.
 """
 
 from pathlib import Path
@@ -48,8 +48,8 @@ def measure(folder: Path, lengths: list[int], repeats: int, device: str) -> list
 
 
 def fitted(runs: dict[int, list[float]]) -> tuple[float, float, list[float]]:
-    """Slope and start of the line through (frames, seconds), each weighed by its length, and the runs' distances from
-    it in percent of what the line says."""
+    """Slope and start of the line through (frames, seconds), a distance counting by its share of the seconds, and the
+    runs' distances from it in percent of what the line says."""
     frames, seconds = np.array([(count, s) for count, times in runs.items() for s in times]).T
     slope, start = np.polyfit(frames, seconds, 1, w=1 / seconds)
     line = start + slope * frames
@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="lengths [100 1000 10000]")
     parser.add_argument("--repeats", type=int, default=2, help="of each length [2]")
     given = parser.parse_args()
+    if len(set(given.frames)) < 3:
+        parser.error("a line goes through any two lengths; give three or more.")
     measure_and_keep(
         "scaling", given, lambda folder, device: measure(folder, list(given.frames), given.repeats, device)
     )

@@ -55,7 +55,7 @@ def test_halves_draw_the_same_bits_wherever_the_cut_is(
 
 
 def test_what_crosses_the_cut_of_the_full_width(seeded_onnx: Path) -> None:
-    """The skips and the bottleneck: 4.8 MB a frame in half precision; the full-resolution skip is computed again."""
+    """The skips and the bottleneck: 3.2 MB a frame in half precision; the full-resolution skip is computed again."""
     halves = read_halves(seeded_onnx)
     assert halves.encoder is not None
     shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim][1:] for v in halves.encoder.graph.output]

@@ -18,10 +18,11 @@ import torch
 from onnx import ModelProto
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..audio import ENCODE_CHUNK
 from ..crop import CROP, INNER
 from ..export import cached_onnx
-from ..halves import infer_shapes, read_halves
-from ..network import FACE_SHAPE, MEL_SHAPE, WINDOW_SHAPES, load_audio_encoder, load_unet
+from ..halves import cut, infer_shapes, read_network
+from ..network import FACE_SHAPE, MEL_SHAPE, WINDOW_SHAPES, load_audio_encoder
 from ..openvino_requests import compiled_model, has_bfloat16
 from ..ranges import in_bytes
 from ..torch_engine import TYPES
@@ -138,18 +139,24 @@ def counts(loaded: Loaded) -> dict[str, Count]:
     value = TYPES[first_half].itemsize  # of weights, and of what is between the halves
     heard_value = 1 if second_half == "int8" else value
     network = loaded.subject.model
-    if engine.name != "torch" and network.suffix == ".pth":
-        network = cached_onnx(network, engine.mode)  # what the engine runs
-    seen, heard = unet_work(network)
+    seen, heard = unet_work(network if network.suffix == ".onnx" else cached_onnx(network, engine.mode))
     crop_flops = CUBIC_FLOPS * 3 * (CROP * height + CROP * CROP)
     paste_flops = CUBIC_FLOPS * 3 * (width * CROP + area)
-    on_cpu = loaded.device.type == "cpu"  # where a kept frame is NV12, copied as it is pasted on
-    again = {} if on_cpu else {"template again": Count(2 * pixels * (3 + mask), None)}
-    colour = 1.5 * area if on_cpu else 4.5 * pixels
+    encoded_bytes = (3 if loaded.pixels == "rgb" else 1.5) * pixels
+    # What is pasted is made NV12 with it, or pasted on a copy of an NV12 frame, or stays RGB.
+    coloured, around = {"nv12": (pixels, 4.5 * pixels), "rgb": (0.0, 0.0)}[loaded.pixels]
+    others = {"template again": Count(2 * pixels * (3 + mask), None)}
+    if loaded.on_backdrops:
+        coloured, around = area, 1.5 * area + 2 * encoded_bytes
+        others = {"colour": Count(4.5 * pixels, COLOUR_FLOPS * pixels)}
+    audio, window = audio_work(loaded.subject.audio_encoder), 4 * prod(WINDOW_SHAPES[engine.mode])
     return {
         "template decode": Count(pixels * (3 + mask), None),
-        **again,
-        "audio": Count(4 * prod(MEL_SHAPE), audio_flops(loaded.subject.audio_encoder)),
+        **others,
+        "audio": Count(
+            4 * (audio.inputs + audio.outputs + audio.weights / ENCODE_CHUNK[loaded.device.type]) + 2 * window,
+            audio.flops,
+        ),
         "crop": Count(3 * area + 3 * CROP**2 + face_bytes, crop_flops + 3 * INNER**2),
         "network encode": Count(
             face_bytes + value * seen.outputs + value * seen.weights / loaded.batch, seen.flops, first_half
@@ -160,10 +167,10 @@ def counts(loaded: Loaded) -> dict[str, Count]:
             second_half,
         ),
         "paste": Count(
-            3 * CROP**2 + picture_bytes + (3 + mask) * area + colour + 3 * pixels * on_cpu,
-            paste_flops + COLOUR_FLOPS * (area if on_cpu else pixels),
+            3 * CROP**2 + picture_bytes + (3 + mask) * area + around,
+            paste_flops + COLOUR_FLOPS * coloured,
         ),
-        "encode": Count(1.5 * pixels, None),
+        "encode": Count(encoded_bytes, None),
     }
 
 
@@ -177,27 +184,14 @@ class Work(NamedTuple):
 
 
 def unet_work(path: Path) -> tuple[Work, Work]:
-    """The two halves of a U-Net file: what is done once a template frame, and what an output frame costs."""
-    if path.suffix == ".onnx":
-        halves = read_halves(path)
-        seen = onnx_work(halves.encoder) if halves.encoder else Work(0.0, 0, 0, 0)
-        return seen, onnx_work(halves.decoder)
-    network = load_unet(path).to("meta")
-    face = torch.empty(1, *FACE_SHAPE, device="meta")
-    audio = torch.empty(1, *WINDOW_SHAPES[network.mode], device="meta")
-    with FlopCounterMode(display=False) as seeing, torch.no_grad():
-        levels = network.encode(face)
-    with FlopCounterMode(display=False) as hearing, torch.no_grad():
-        network.decode(face, levels, audio)
-    first = [network.inc, network.down1, network.down2, network.down3, network.down4, network.down5]
-    weights = sum(parameter.numel() for half in first for parameter in half.parameters())
-    again = sum(parameter.numel() for parameter in network.inc.parameters())
-    rest = sum(parameter.numel() for parameter in network.parameters()) - weights + again
-    between = sum(level.numel() for level in levels)
-    return (
-        Work(seeing.get_total_flops(), weights, face.numel(), between),
-        Work(hearing.get_total_flops(), rest, face.numel() + between + audio.numel(), 3 * INNER**2),
-    )
+    """The two halves of a U-Net in ONNX, after `ease`: what is done once a template frame, and what an output frame
+    costs. An engine that runs the file as it is does more."""
+    from ..linear import ease  # its libraries take a while to load
+
+    model, mode = read_network(path)
+    halves = cut(ease(model), mode)
+    seen = onnx_work(halves.encoder) if halves.encoder else Work(0.0, 0, 0, 0)
+    return seen, onnx_work(halves.decoder)
 
 
 def onnx_work(model: ModelProto) -> Work:
@@ -225,14 +219,16 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     return tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
 
 
-def audio_flops(path: Path) -> float:
+def audio_work(path: Path) -> Work:
     """Of the audio encoder, for one feature; what comes before it is small."""
     if path.suffix == ".onnx":
-        return onnx_work(onnx.load(path)).flops
+        return onnx_work(onnx.load(path))
     network = load_audio_encoder(path).to("meta")
+    mel = torch.empty(1, *MEL_SHAPE, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, *MEL_SHAPE, device="meta"))
-    return counter.get_total_flops()
+        feature = network(mel)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return Work(counter.get_total_flops(), weights, mel.numel(), feature.numel())
 
 
 # --- how near a stage comes ------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ..report import installed, processor
 SCHEMA_VERSION = 1
 Record = dict[str, Any]
 
-HIGHER_IS_BETTER = {"frames a second", "bytes a second", "FLOP a second", "dB", "times as fast"}
+HIGHER_IS_BETTER = {"frames a second", "bytes a second", "FLOP a second", "dB", "times as fast", "of copy bandwidth"}
 """Units of which more is better; of all others, less is."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from .measured import Comparison, Record, find, sizes
 from .plots import Point, bars, curve, roofline
-from .stages import ONCE, STAGES, SWEEP
+from .stages import STAGES, SWEEP, is_once
 from .table import WHOLE, number, path_taken, spread, written
 
 STYLE = """
@@ -90,12 +90,11 @@ def stage_plot(made: Record, size: str) -> Iterator[str]:
     for stage in STAGES:
         if (result := find(made, stage, size)) is not None:
             least = find(made, f"{stage}: least", size)
-            name = f"{stage} *" if stage in ONCE else stage
+            name = starred(stage, result)
             rows.append((name, result["median"], result["min"], result["max"], least and least["median"]))
     yield f"<figure>{bars(rows, 'milliseconds a frame')}"
     yield "<figcaption>Each stage alone: the median; thin line: smallest to largest run; orange: the least that the "
-    yield f"machine's limits allow. * once a template frame, as long as memory keeps it: {', '.join(ONCE)}."
-    yield "</figcaption></figure>"
+    yield "machine's limits allow. * once a template frame, as long as memory keeps it.</figcaption></figure>"
 
 
 def stage_table(made: Record, size: str) -> Iterator[str]:
@@ -108,7 +107,7 @@ def stage_table(made: Record, size: str) -> Iterator[str]:
         median = result["median"]
         rows.append(
             (
-                f"{stage} *" if stage in ONCE else stage,
+                starred(stage, result),
                 number(median),
                 f"{number(result['min'])} – {number(result['max'])}",
                 f"{1000 / median:.0f}" if median else "",
@@ -120,6 +119,10 @@ def stage_table(made: Record, size: str) -> Iterator[str]:
     yield from shown_table(
         ("stage, alone", "ms a frame", "spread", "frames/s", "bytes a frame", "arithmetic", "of the limit"), rows
     )
+
+
+def starred(stage: str, result: dict) -> str:
+    return f"{stage} *" if is_once(stage, result["parameters"]["device"]) else stage
 
 
 def sweep(made: Record) -> Iterator[str]:

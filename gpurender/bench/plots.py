@@ -18,7 +18,7 @@ ROW = 28
 def bars(rows: Sequence[tuple[str, float, float, float, float | None]], unit: str) -> str:
     """Rows of (name, value, smallest, largest, least possible) as horizontal bars from 0."""
     left, right, top = 150, 80, 8
-    most = max((row[3] for row in rows), default=1.0) or 1.0
+    most = max((max(row[3], row[4] or 0.0) for row in rows), default=1.0) or 1.0
     ticks = round_ticks(most)
     scale = (WIDTH - left - right) / max(most, ticks[-1])
     height = top + ROW * len(rows) + 54
@@ -154,7 +154,7 @@ def decades(values: Sequence[float], margin: float) -> tuple[float, float]:
 
 
 def round_ticks(most: float) -> list[float]:
-    """Four to eight round numbers from 0 to about `most`."""
+    """Three to six round numbers from 0 to `most`."""
     rough = most / 5
     unit = 10 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
     step = next(k * unit for k in (1, 2, 5, 10) if k * unit >= rough)

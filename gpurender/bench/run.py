@@ -194,12 +194,12 @@ def program_figures(runs: list[Watched]) -> list[Measured]:
 
 
 def stages(loaded: Loaded, alone: Alone) -> list[Step]:
-    """Each stage alone, then what goes between host and device in a whole render."""
-    measured_with = {"template again": "template decode", "colour": "encode", "mux": "encode"}
+    """Each stage alone, then what goes between host and device as a render begins."""
+    with_others = ("template again", "mux") if loaded.on_backdrops else ("template again", "mux", "colour")
     steps: list[Step] = [
         (f"{loaded.name}: {stage} alone", lambda stage=stage: alone.measure(stage))
         for stage in STAGES
-        if stage not in measured_with
+        if stage not in with_others
     ]
     if loaded.device.type == "cuda":
         steps.append(
@@ -213,7 +213,8 @@ def short_video(loaded: Loaded) -> int:
 
     def frames() -> Iterator[torch.Tensor]:
         count = 0
-        for batch in render(loaded.open(), loaded.features, loaded.engine, batch=loaded.batch, pixels="nv12"):
+        pixels = loaded.pixels
+        for batch in render(loaded.open(), loaded.features, loaded.engine, batch=loaded.batch, pixels=pixels):
             yield batch
             count += len(batch)
             if count >= RENDERED[loaded.device.type]:

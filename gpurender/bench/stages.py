@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..audio import load_features
 from ..backdrops import Backdrops, paste_on_backdrops
-from ..crop import crop_faces, face_input
+from ..color import rgb_to_nv12
+from ..crop import crop_and_mask
 from ..encode import open_encoder
-from ..paste import paste_faces_nv12
+from ..paste import paste_faces, paste_faces_nv12
 from ..render import one_torch_thread, render
 from ..sound import open_sound
 from ..sound_track import SoundTrack
@@ -38,11 +39,11 @@ STAGES = (
     *("template decode", "template again", "audio", "crop", "network encode", "network decode", "paste"),
     *("colour", "encode", "mux"),
 )
-ON_GPUS = ("template again", "colour")
-"""Of these stages, those that a CPU does not have: there, frames are made NV12 once, and pasted on."""
 
-ONCE = ("template decode", "crop", "network encode")
-"""Stages that a template's frame needs once, however often it is shown, where memory allows keeping it."""
+
+def is_once(stage: str, device: str) -> bool:
+    """Whether a template's frame needs it once, however often it is shown, where memory allows keeping it."""
+    return stage in ("template decode", "crop", "network encode") or (stage == "colour" and device == "cpu")
 
 
 class Alone:
@@ -54,14 +55,15 @@ class Alone:
         self._device = loaded.device
 
     def measure(self, name: str) -> list[Measured]:
-        """The stage's milliseconds a frame; `encode` has colour and mux with it."""
+        """The stage's milliseconds a frame; `encode` has mux with it, and on a GPU colour."""
         work = {
             "template decode": self._decode,
             "audio": self._audio,
-            "crop": lambda: self._batched("crop", lambda: face_input(crop_faces(self._frames, self._rects))),
+            "crop": lambda: self._batched(name, lambda: crop_and_mask(self._frames, self._rects)),
             "network encode": lambda: self._batched(name, lambda: self._loaded.engine.encode(self._faces)),
             "network decode": lambda: self._batched(name, self._draw),
-            "paste": lambda: self._batched("paste", self._paste),
+            "paste": lambda: self._batched(name, self._paste),
+            "colour": lambda: self._batched(name, lambda: rgb_to_nv12(self._frames)),
             "encode": self._encode,
         }
         return work[name]()
@@ -79,7 +81,7 @@ class Alone:
             for _ in range(warm_ups + self._repeats):
                 began = time.perf_counter()
                 with one_torch_thread() if loaded.engine.name == "openvino" else nullcontext():  # as `make` has it
-                    for _ in render(loaded.template, features, loaded.engine, batch=batch, pixels="nv12"):
+                    for _ in render(loaded.template, features, loaded.engine, batch=batch, pixels=loaded.pixels):
                         pass
                     self._finish()
                 runs.append(count / (time.perf_counter() - began))
@@ -105,12 +107,13 @@ class Alone:
         return self._loaded.template.rects[self._indices]
 
     @cached_property
-    def _crops(self) -> Tensor:
-        return crop_faces(self._frames, self._rects)
+    def _cropped(self) -> tuple[Tensor, Tensor]:
+        """Crops, and what the network sees of them."""
+        return crop_and_mask(self._frames, self._rects)
 
-    @cached_property
+    @property
     def _faces(self) -> Tensor:
-        return face_input(self._crops)
+        return self._cropped[1]
 
     @cached_property
     def _draw(self) -> Callable[[], Tensor]:
@@ -120,19 +123,22 @@ class Alone:
 
     @cached_property
     def _paste(self) -> Callable[[], Tensor]:
-        predictions = self._draw()
-        if self._device.type == "cpu":
+        predictions, crops = self._draw(), self._cropped[0]
+        if self._loaded.on_backdrops:
             behind = Backdrops(self._loaded.template, (), 0)(self._indices)
-            return lambda: paste_on_backdrops(behind, self._crops, predictions)
+            return lambda: paste_on_backdrops(behind, crops, predictions)
         frames, keep = self._shown
-        return lambda: paste_faces_nv12(frames, self._crops, predictions, self._rects, keep)
+        if self._loaded.pixels == "rgb":
+            own = frames.clone()
+            return lambda: paste_faces(own, crops, predictions, self._rects, keep, inplace=True)
+        return lambda: paste_faces_nv12(frames, crops, predictions, self._rects, keep)
 
     @cached_property
     def _rendered(self) -> list[Tensor]:
         """Batches of about `RENDERED` finished frames."""
         batches: list[Tensor] = []
         loaded = self._loaded
-        for batch in render(loaded.template, loaded.features, loaded.engine, batch=loaded.batch, pixels="nv12"):
+        for batch in render(loaded.template, loaded.features, loaded.engine, batch=loaded.batch, pixels=loaded.pixels):
             batches.append(batch)
             if sum(map(len, batches)) >= RENDERED[self._device.type]:
                 break
@@ -146,19 +152,16 @@ class Alone:
         return [self._result(name, frames, runs)]
 
     def _decode(self) -> list[Measured]:
-        """On a GPU, also taking frames that stayed there; on a CPU, making backdrops of the frames: those that are kept
-        are taken by the paste."""
+        """Also taking frames that stayed in memory, where a render keeps frames, not backdrops."""
         first, again = [], []
         numbers = range(min(len(self._loaded.template), DECODED))
         parts = [numbers[i : i + self._loaded.batch] for i in range(0, len(numbers), self._loaded.batch)]
-        on_cpu = self._device.type == "cpu"
         for _ in range(self._repeats):
             template = self._loaded.open()
-            show = Backdrops(template, (), 0) if on_cpu else template.frames
-            for runs in (first,) if on_cpu else (first, again):
+            for runs in (first,) if self._loaded.on_backdrops else (first, again):
                 began = time.perf_counter()
                 for part in parts:
-                    show(part)
+                    template.frames(part)
                 self._finish()
                 runs.append(1000 * (time.perf_counter() - began) / len(numbers))
         stages = (("template decode", first), ("template again", again))

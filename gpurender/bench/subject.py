@@ -23,7 +23,7 @@ from ..engine import PROBED, Engine, EngineName, Precision
 from ..errors import InputError
 from ..find import find_audio_encoder
 from ..network import AudioEncoder, UNet
-from ..render import probe_inputs
+from ..render import Pixels, probe_inputs
 from ..seeds import save_seeded
 from ..sound import SAMPLE_RATE, decode_sound
 from ..template import Template, open_template
@@ -66,9 +66,19 @@ class Loaded:
         """The pictures' size, such as 1280×720."""
         return f"{self.template.width}×{self.template.height}"
 
+    @property
+    def pixels(self) -> Pixels:
+        """What the encoder is given, see `render`."""
+        return "rgb" if self.subject.encoder == "mjpeg" else "nv12"
+
+    @property
+    def on_backdrops(self) -> bool:
+        """Whether faces are pasted on backdrops, which are NV12 and kept in place of frames."""
+        return self.device.type == "cpu" and self.pixels == "nv12"
+
     def open(self) -> Template:
         """The template opened anew: none of its frames is decoded yet."""
-        return open_template(self.subject.template, device=self.device, keep_frames=self.device.type != "cpu")
+        return open_template(self.subject.template, device=self.device, keep_frames=not self.on_backdrops)
 
     def hear(self) -> Features:
         return load_features(self.subject.sound, encoder=self._listener, device=self.device)

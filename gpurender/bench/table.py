@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from .measured import Comparison, Record, find, other_settings, sizes
-from .stages import ONCE, STAGES, SWEEP
+from .stages import STAGES, SWEEP, is_once
 
 COLUMNS = 80
 WHOLE = (
@@ -14,8 +14,8 @@ WHOLE = (
     ("first frame, warm start", ""),
     ("peak resident memory", ""),
     ("peak device memory", ""),
-    ("host to device", ""),
-    ("device to host", ""),
+    ("host to device", "of a render's first"),
+    ("device to host", "of a render's first"),
 )
 
 
@@ -74,7 +74,7 @@ def path_taken(made: Record, size: str) -> str:
 def stage_line(made: Record, stage: str, size: str, result: dict) -> str:
     least = find(made, f"{stage}: least", size)
     milliseconds = result["median"]
-    name = f"{stage}{' *' if stage in ONCE else ''}"
+    name = f"{stage}{' *' if is_once(stage, result['parameters']['device']) else ''}"
     rate = f"{1000 / milliseconds:.0f}" if milliseconds else ""
     range_ = f"{number(result['min'])} – {number(result['max'])}"
     shown = f"{name:<18}{number(milliseconds):>11}  {range_:<15}{rate:>11}"
