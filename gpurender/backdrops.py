@@ -47,7 +47,7 @@ class Backdrops:
         self.memory_for_all = needed = len(rects) * (surface + 3 * CROP**2) + int(around)
         self.memory_left = max(memory_budget - needed, 0)
         # One block, which takes memory as it is filled: kept pieces among what comes and goes would scatter it.
-        self._block = torch.empty(min(needed, memory_budget), dtype=torch.uint8)
+        self._block = torch.empty(min(needed, memory_budget), dtype=torch.uint8, device="cpu")
 
     def __call__(self, indices: Sequence[int]) -> list[Backdrop]:
         made: dict[int, Backdrop] = {}
@@ -78,7 +78,7 @@ def backdrop(frame: Tensor, keep: Tensor | None, rect: Tensor) -> Backdrop:
     right, bottom = (int(edge) + int(edge) % 2 for edge in rect[2:])
     around = frame[None, :, y:bottom, x:right].clone()
     keep = keep[None, y:bottom, x:right].clone() if keep is not None else None
-    rects = rect[None] - torch.tensor([x, y, x, y])
+    rects = rect[None] - torch.tensor([x, y, x, y], device="cpu")
     return Backdrop(rgb_to_nv12(frame[None])[0], around, keep, (x, y), rects, crop_faces(around, rects))
 
 

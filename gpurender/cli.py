@@ -43,14 +43,19 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted: nothing unfinished was left at the output path.", err=True)
             ctx.exit(130)
-        except RuntimeError as error:  # of torch, CUDA and Triton, before a render begins, which has its own words
-            if "out of memory" not in str(error).lower():
+        except (RuntimeError, MemoryError) as error:  # before a render begins, which has its own words
+            from .cuda import is_out_of_memory  # torch is loaded by now
+
+            if not is_out_of_memory(error):
                 raise
-            advice = "end other programs on it, give a smaller --batch or --memory, or --device cpu"
-            click.echo(f"Error: the GPU has too little free memory ({first_line(error)}); {advice}.", err=True)
-            ctx.exit(2)
-        except MemoryError:
-            click.echo("Error: this machine has too little free memory; give a smaller --batch or --memory.", err=True)
+            whose, advice = "this machine", ""
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's words of the host
+                whose, advice = "the GPU", "end other programs on it, or give --device cpu; or "
+            click.echo(
+                f"Error: {whose} has too little free memory ({first_line(error)}); "
+                f"{advice}give a smaller --batch or --memory.",
+                err=True,
+            )
             ctx.exit(2)
         except BrokenPipeError:
             raise  # as of `| head`: click ends without a word

@@ -63,7 +63,7 @@ def rgb_to_nv12(
     (torch.Size([1, 6, 6]), 235, 128)
     """
     frames = as_tensor(frames)
-    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
+    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8 or min(frames.shape[2:]) == 0:
         raise ValueError(f"frames are (B,3,H,W) uint8, given {tuple(frames.shape)} {frames.dtype}")
     check_matrix(matrix)
     check_impl(impl)

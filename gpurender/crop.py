@@ -46,8 +46,8 @@ def crop_faces(
         rects: (B,4) integers on the host, within the frames; sizes may differ within the batch.
         matrix, full_range: of NV12, see `nv12_to_rgb`; each chroma sample serves its 2×2 pixels.
         impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is that on CUDA, and on
-            a CPU in 8 bits another, compiled for this processor. Where the exact value lies within 0.001 of two levels'
-            middle (on a GPU 0.002), they may differ by one level.
+            a CPU in 8 bits another, compiled for this processor. Where the exact value lies within 0.02 of two levels'
+            middle, they may differ by one level: places between pixels are numbers of float32.
 
     Returns:
         (B,3,328,328), dtype and device of `frames`.
@@ -62,7 +62,7 @@ def crop_faces(
     torch.Size([2, 3, 328, 328])
     """
     frames = as_tensor(frames)
-    check_frames_and_rects(frames, rects)
+    rects = check_frames_and_rects(frames, rects)
     check_impl(impl)
     check_matrix(matrix)
     return crop_op(frames, rects, None, matrix, full_range, impl)[0]
@@ -102,7 +102,7 @@ def crop_and_mask(
     [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
     frames = as_tensor(frames)
-    check_frames_and_rects(frames, rects)
+    rects = check_frames_and_rects(frames, rects)
     check_impl(impl)
     check_matrix(matrix)
     if dtype is None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .color import check_surfaces
+from .ops import check_no_tangents
 
 Box = tuple[int, int, int, int]
 
@@ -30,8 +31,10 @@ def resize_cubic_transposed(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     if pictures.shape[-2:] == size:
         return pictures
     exact = torch.float64 if pictures.dtype == torch.float64 else torch.float32
-    down, across = (weights(*sides, pictures.device, exact) for sides in zip(size, pictures.shape[-2:], strict=True))
-    return (down.T @ pictures.to(exact) @ across).to(pictures.dtype)
+    with torch.autocast(pictures.device.type, enabled=False):
+        sides = zip(size, pictures.shape[-2:], strict=True)
+        down, across = (weights(before, after, pictures.device, exact) for before, after in sides)
+        return (down.T @ pictures.to(exact) @ across).to(pictures.dtype)
 
 
 def weights(before: int, after: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -40,11 +43,12 @@ def weights(before: int, after: int, device: torch.device, dtype: torch.dtype) -
     return resize_cubic(columns, (after, before))[0, 0] if after != before else columns[0, 0]
 
 
-def check_frames_and_rects(frames: Tensor, rects: Tensor) -> None:
-    """All checks of a batch of frames and its rectangles but those that read the rectangles: see `boxes_within`."""
+def check_frames_and_rects(frames: Tensor, rects: Tensor) -> Tensor:
+    """The rectangles as int64, after all checks of them and a batch of frames but those that read the rectangles: see
+    `boxes_within`."""
     if frames.ndim == 3:
         check_surfaces(frames)
-    elif frames.ndim != 4 or frames.shape[1] != 3:
+    elif frames.ndim != 4 or frames.shape[1] != 3 or min(frames.shape[2:]) == 0:
         raise ValueError(f"frames are (B,3,H,W), or NV12 (B,H*3/2,W), given {tuple(frames.shape)}")
     elif frames.dtype != torch.uint8 and not frames.is_floating_point():
         raise ValueError(f"frames are uint8 or floating point, given {frames.dtype}")
@@ -52,6 +56,8 @@ def check_frames_and_rects(frames: Tensor, rects: Tensor) -> None:
         raise ValueError(f"rects are ({frames.shape[0]},4) integers, given {tuple(rects.shape)} {rects.dtype}")
     if rects.device.type != "cpu":
         raise ValueError(f"rects are read on the host: keep them there, given {rects.device}")
+    check_no_tangents(frames)
+    return rects.long()
 
 
 def boxes_within(frames: Tensor, rects: Tensor) -> list[Box]:

@@ -62,9 +62,10 @@ def why_no_cuda() -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device's memory did not do: as torch says it of its own tensors, DALI (by MemoryError), and CUDA and
     Triton of theirs."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
 
 
 EXACT = threading.Lock()

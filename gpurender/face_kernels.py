@@ -20,7 +20,7 @@ def kernel_for(width: int) -> bool:
 
 
 def crop_face(crop: Tensor, face: Tensor) -> None:
-    """`crop_faces` of one face on a CPU, in less time. Where the exact value lies within 0.001 of two levels' middle,
+    """`crop_faces` of one face on a CPU, in less time. Where the exact value lies within 0.02 of two levels' middle,
     they may differ by one level.
 
     Args:
@@ -43,7 +43,7 @@ def crop_face(crop: Tensor, face: Tensor) -> None:
 def paste_face(
     frame: Tensor, crop: Tensor, prediction: Tensor, box: tuple[int, int, int, int], keep: Tensor | None
 ) -> None:
-    """`paste_faces` in place, of one frame on a CPU, in less time. Where the exact value lies within 0.001 of two
+    """`paste_faces` in place, of one frame on a CPU, in less time. Where the exact value lies within 0.02 of two
     levels' middle, they may differ by one level: ten bytes in a million.
 
     Args:

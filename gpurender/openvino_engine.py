@@ -86,7 +86,7 @@ class OpenVinoEngine:
         encoded: list[Encoded] = [()] * len(faces)
         if self._encoder:  # each into memory of its own, which can be kept as it is
             shapes = self._encoder.output_shapes
-            encoded = [tuple(torch.empty(shape, dtype=self._kept) for shape in shapes) for _ in seen]
+            encoded = [tuple(torch.empty(shape, dtype=self._kept, device="cpu") for shape in shapes) for _ in seen]
             self._encoder.start([(face,) for face in seen], encoded).wait()
         if self._again:
             encoded = [(face, *levels) for face, levels in zip(seen, encoded, strict=True)]
@@ -94,7 +94,7 @@ class OpenVinoEngine:
 
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
         check_process(self._process, "engine")
-        pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0], dtype=torch.float32)
+        pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0], dtype=torch.float32, device="cpu")
         seen_and_heard = [(*seen, heard) for seen, heard in zip(encoded, audio, strict=True)]
         under_way = self._decoder.start(seen_and_heard, [(picture,) for picture in pictures])
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.library import Library, infer_schema
 
 from .errors import first_line
@@ -25,7 +26,9 @@ def custom_op(name: str, *, mutates: tuple[str, ...] = ()) -> Callable[[Callable
 
     def register(function: Callable[..., Any]) -> Any:
         schema = infer_schema(function, mutates_args=mutates)
-        torch.library.define(f"gpurender::{name}", schema, lib=LIBRARY, tags=torch.Tag.pt2_compliant_tag)
+        # Not in a CUDA graph: rectangles are read on the host, and a replay would have those of the capture.
+        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
+        torch.library.define(f"gpurender::{name}", schema, lib=LIBRARY, tags=tags)
         for devices in ("CPU", "CUDA", "MPS", "XPU"):
             LIBRARY.impl(name, function, devices)
         return getattr(torch.ops.gpurender, name).default
@@ -51,7 +54,19 @@ class DLPack(Protocol):
 
 def as_tensor(data: Tensor | DLPack) -> Tensor:
     """The same memory as a torch tensor."""
-    return data if isinstance(data, Tensor) else torch.from_dlpack(data)
+    if isinstance(data, Tensor):
+        return data
+    if any(step < 0 for step in getattr(data, "strides", None) or ()):
+        raise ValueError("torch has no negative strides, as of a NumPy array that is reversed: copy() it")
+    return torch.from_dlpack(data)
+
+
+def check_no_tangents(*tensors: Tensor) -> None:
+    """Raise ValueError for forward-mode derivatives: the ops have none, and torch would take them for zero."""
+    if torch.compiler.is_compiling():
+        return
+    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise ValueError("there are no forward-mode derivatives (torch.func.jvp, jacfwd) of this; take reverse mode")
 
 
 def check_impl(impl: Impl | None) -> None:

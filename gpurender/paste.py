@@ -9,7 +9,17 @@ from torch import Tensor
 from .color import Matrix, check_matrix, equations, fill_here, fill_reference, planes, surfaces_for
 from .crop import BORDER, CROP, INNER
 from .cubic import Box, boxes_within, check_frames_and_rects, resize_cubic, resize_cubic_transposed, same_size
-from .ops import DLPack, Impl, as_tensor, check_impl, custom_op, fake_of, gradient_of, runs_kernel
+from .ops import (
+    DLPack,
+    Impl,
+    as_tensor,
+    check_impl,
+    check_no_tangents,
+    custom_op,
+    fake_of,
+    gradient_of,
+    runs_kernel,
+)
 
 
 def paste_faces(
@@ -38,8 +48,8 @@ def paste_faces(
         keep: (B,H,W) bool, true where the frame's own pixel stays; None for nowhere.
         inplace: write into `frames` and return them; has no gradients.
         impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is that on CUDA, and on
-            a CPU in 8 bits another, compiled for this processor. Where the exact value lies within 0.001 of two levels'
-            middle (on a GPU 0.002), they may differ by one level.
+            a CPU in 8 bits another, compiled for this processor. Where the exact value lies within 0.02 of two levels'
+            middle, they may differ by one level: places between pixels are numbers of float32.
 
     Returns:
         (B,3,H,W), dtype and device of `frames`.
@@ -57,7 +67,7 @@ def paste_faces(
     ([255, 255, 255], [0, 0, 0])
     """
     frames = as_tensor(frames)
-    check_faces(frames, crops, predictions, rects, keep)
+    rects = check_faces(frames, crops, predictions, rects, keep)
     check_impl(impl)
     if not inplace:
         return paste_op(frames, crops, predictions, rects, keep, impl)
@@ -104,7 +114,7 @@ def paste_faces_nv12(
     (torch.Size([1, 600, 400]), 235, 16)
     """
     frames = as_tensor(frames)
-    check_faces(frames, crops, predictions, rects, keep)
+    rects = check_faces(frames, crops, predictions, rects, keep)
     check_impl(impl)
     if frames.dtype != torch.uint8:
         raise ValueError(f"frames that are made NV12 are uint8, given {frames.dtype}")
@@ -112,10 +122,12 @@ def paste_faces_nv12(
     return paste_nv12_op(frames, crops, predictions, rects, keep, matrix, full_range, impl)
 
 
-def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None) -> None:
+def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None) -> Tensor:
+    """The rectangles as int64, after a look whether all these go together."""
     if frames.ndim != 4:
         raise ValueError(f"frames are (B,3,H,W), given {tuple(frames.shape)}")
-    check_frames_and_rects(frames, rects)
+    rects = check_frames_and_rects(frames, rects)
+    check_no_tangents(crops, predictions)
     batch = frames.shape[0]
     if crops.shape != (batch, 3, CROP, CROP) or crops.dtype != frames.dtype:
         raise ValueError(f"crops are {(batch, 3, CROP, CROP)} {frames.dtype}, given {tuple(crops.shape)} {crops.dtype}")
@@ -126,6 +138,7 @@ def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tenso
     for name, tensor in (("crops", crops), ("predictions", predictions), ("keep", keep)):
         if tensor is not None and tensor.device != frames.device:
             raise ValueError(f"{name} are on {tensor.device}, but frames on {frames.device}; bring them together")
+    return rects
 
 
 # --- the ops ---------------------------------------------------------------------------------------------------------
@@ -152,6 +165,7 @@ def paste_in_place_op(
     frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str | None
 ) -> None:
     paste_over(frames, crops, predictions, rects, keep, impl)
+    torch.autograd.graph.increment_version(frames)  # for whoever kept them for a gradient: kernels do not tell torch
 
 
 @custom_op("paste_nv12")
@@ -218,7 +232,6 @@ def paste_here(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[B
     keep = keep.contiguous() if keep is not None else None
     for i, box in enumerate(boxes):
         paste_face(frames[i], crops[i], predictions[i], box, keep[i] if keep is not None else None)
-    torch.autograd.graph.increment_version(frames)  # for whoever kept them for a gradient
 
 
 def paste_reference(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Box], keep: Tensor | None) -> None:

@@ -86,18 +86,24 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
             finally:
                 if isinstance(iterator, Generator):
                     iterator.close()
+                UNDER_WAY.pop(worker, None)
 
     worker = threading.Thread(target=work, name="prefetch", daemon=True)
 
-    def end() -> None:
+    def stop() -> None:
         stopped.set()
         room.put(None)
+
+    def end() -> None:
+        stop()
         worker.join()
 
     UNDER_WAY[worker] = end
     worker.start()
+    taker = 0
     try:
         while True:
+            taker = threading.get_ident()
             more, value, event = ready.get()
             room.put(None)
             if isinstance(value, BaseException):
@@ -115,8 +121,8 @@ def prefetch(items: Iterable[T], depth: int = 1, device: torch.device | None = N
             yield value
             del value  # a batch must not stay alive while the next one is awaited
     finally:
-        end()
-        del UNDER_WAY[worker]
+        # Python's collector of cycles closes a forgotten render on any thread, also on one that the worker waits for.
+        (end if threading.get_ident() == taker else stop)()
         if stream is not None:
             torch.cuda.current_stream(device).wait_stream(stream)
 

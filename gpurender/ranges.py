@@ -46,7 +46,7 @@ def measured_ranges(decoder: openvino.Model, items: Sequence[Sequence[Tensor]]) 
     lows = [extreme(opset.reduce_min, values[name]) for name in signed]
     highs = [extreme(opset.reduce_max, value) for value in values.values()]
     model = openvino.Model([opset.concat([*lows, *highs], 1)], measured.get_parameters())  # pyright: ignore  # its annotations contradict each other
-    extremes = torch.empty(len(items), len(lows) + len(highs), dtype=kind)
+    extremes = torch.empty(len(items), len(lows) + len(highs), dtype=kind, device="cpu")
     Requests(model, precision).start([tuple(item) for item in items], [(row,) for row in extremes]).wait()
     extremes = extremes.float()
     if not extremes.isfinite().all():

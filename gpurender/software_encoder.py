@@ -24,6 +24,7 @@ from .timings import Timings
 
 Codec = Literal["h264", "hevc", "av1"]
 SEGMENT_THREADS = 3  # of x264 for each of several segments
+X265_DELAY = 2  # frames, by which its times for decoding are ahead of those for showing
 BT709 = 1  # H.273's code point for BT.709 primaries, transfer and matrix alike
 
 
@@ -126,7 +127,11 @@ class SoftwareEncoder:
                 frame.pts, frame.time_base = count, 1 / self._rate
                 count += 1
                 yield count, encode(frame)
-        yield count, encode(None)
+        last = encode(None)
+        if self._library.name == "libx265" and count - first < X265_DELAY + 1:
+            for number, packet in enumerate(last):  # it says any number then
+                packet.dts = first + number - X265_DELAY
+        yield count, last
 
 
 def segments_at_once(codec: Codec, device: torch.device) -> int:
@@ -174,8 +179,8 @@ def nv12_frames(batches: Iterable[Tensor], device: torch.device, timings: Timing
     def copy_surfaces(frames: Tensor) -> tuple[Tensor, torch.Event | None]:
         surfaces = as_nv12(frames)
         if not surfaces.is_cuda:
-            return surfaces, None
-        copied = torch.empty(surfaces.shape, dtype=torch.uint8, pin_memory=True)
+            return surfaces.contiguous(), None
+        copied = torch.empty(surfaces.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         copied.copy_(surfaces, non_blocking=True)
         return copied, torch.cuda.current_stream(device).record_event()
 

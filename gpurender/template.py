@@ -217,7 +217,7 @@ def open_template(
     return Template(
         path,
         source,
-        torch.tensor(list(rects.values())),
+        torch.tensor(list(rects.values()), device="cpu"),
         masks,
         device,
         memory_budget,

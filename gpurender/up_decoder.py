@@ -141,7 +141,7 @@ class UpDecoder:
         workers = self.at_once + 1  # while one waits for Python's lock; measured: 4 % more frames
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for _ in range(workers):
-            first = torch.empty(*height_and_width, channels, dtype=kind)
+            first = torch.empty(*height_and_width, channels, dtype=kind, device="cpu")
             between = [first, *(kernel.room() for kernel in self._kernels[:-1])]
             scratch = [kernel.scratch() for kernel in self._kernels]
             self._idle.put(Worker(compiled_head.create_infer_request(), between, scratch))
@@ -222,10 +222,10 @@ class UpKernel:
         """For its output, (height,width,channels)."""
         shape = self._shape
         kind = torch.bfloat16 if shape.out_bfloat16 else torch.float32
-        return torch.empty(shape.height, shape.width, rounded_up(shape.out, shape.lanes), dtype=kind)
+        return torch.empty(shape.height, shape.width, rounded_up(shape.out, shape.lanes), dtype=kind, device="cpu")
 
     def scratch(self) -> Tensor:
-        return torch.zeros(scratch_places(self._shape)[1], dtype=torch.float32)
+        return torch.zeros(scratch_places(self._shape)[1], dtype=torch.float32, device="cpu")
 
     def kept(self, seen: Tensor) -> Tensor:
         """The skip, or the face, as the kernel takes it."""

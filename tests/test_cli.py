@@ -141,19 +141,23 @@ def test_no_memory_to_load_anything(
     result = run("make", "--template", anna, "--audio", "hello")
     assert result.exit_code == 2
     assert result.stderr == (
-        "Error: the GPU has too little free memory (CUDA error: out of memory); end other programs on it, give a "
-        "smaller --batch or --memory, or --device cpu.\n"
+        "Error: the GPU has too little free memory (CUDA error: out of memory); end other programs on it, or give "
+        "--device cpu; or give a smaller --batch or --memory.\n"
     )
 
 
-def test_no_memory_of_the_host(run: Run, anna: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [MemoryError, RuntimeError])
+def test_no_memory_of_the_host(run: Run, anna: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     def fails(*given: object, **options: object) -> None:
-        raise MemoryError
+        raise kind("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(importlib.import_module("gpurender.render"), "make", fails)
     result = run("make", "--template", anna, "--audio", "hello")
     assert result.exit_code == 2
-    assert result.stderr == "Error: this machine has too little free memory; give a smaller --batch or --memory.\n"
+    assert result.stderr == (
+        "Error: this machine has too little free memory (DefaultCPUAllocator: can't allocate memory); "
+        "give a smaller --batch or --memory.\n"
+    )
 
 
 def test_help_teaches(run: Run) -> None:

@@ -83,7 +83,12 @@ def test_products_are_exact_where_the_newer_switch_is_used(global_switch: bool, 
 
 
 def test_what_is_too_little_memory() -> None:
-    for error in (torch.OutOfMemoryError(), MemoryError("std::bad_alloc"), RuntimeError("CUDA error: out of memory")):
+    for error in (
+        torch.OutOfMemoryError(),
+        MemoryError("std::bad_alloc"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
         assert is_out_of_memory(error)
     for error in (RuntimeError("CUDA error: misaligned address"), ValueError("out of memory")):
         assert not is_out_of_memory(error)

@@ -68,6 +68,16 @@ def test_a_known_change(levels: int) -> None:
     assert psnr_db == pytest.approx(20 * math.log10(255 / levels), abs=1e-9)
 
 
+@pytest.mark.parametrize(("a", "b"), [(220, 221), (245, 250), (0, 1)])
+def test_plain_colours_that_differ_are_not_alike(device: torch.device, a: int, b: int) -> None:
+    """In float32, which large pictures on a CPU are compared in, these would be alike."""
+    flat = torch.full((3, 600, 600), a, dtype=torch.uint8, device=device)
+    found = compare_pictures(flat, torch.full_like(flat, b))
+    expected = (2 * a * b + 2.55**2) / (a**2 + b**2 + 2.55**2)
+    assert found.ssim == pytest.approx(expected, abs=5e-4)
+    assert found.ssim < 1
+
+
 @pytest.mark.parametrize("level", [0, 128, 255])
 @pytest.mark.parametrize("side", [11, 600])
 def test_equal_pictures(level: int, side: int) -> None:

@@ -189,6 +189,27 @@ def test_inductor_compiles_the_graph() -> None:
     assert (made[0].int() - expected[0].int()).abs().max() <= 1
 
 
+@pytest.mark.gpu
+def test_a_captured_graph_crops_where_its_rectangles_are() -> None:
+    """They are read on the host: torch must not put the op into a CUDA graph, which would have those of the first."""
+
+    def brightened(frames: Tensor, rects: Tensor) -> Tensor:
+        return crop_faces(frames + 1, rects) * 2
+
+    compiled = torch.compile(brightened, mode="reduce-overhead")
+    frames = FRAMES.cuda().float()
+    for _ in range(3):
+        for rects in (RECTS, RECTS + 1):
+            made = compiled(frames, rects.clamp(max=31)).clone()
+            torch.testing.assert_close(made, brightened(frames, rects.clamp(max=31)), atol=1e-3, rtol=0)
+
+
+def test_ops_that_read_the_host_are_not_for_cuda_graphs() -> None:
+    for op in (crop_op, paste_op, paste_in_place_op, paste_nv12_op, crop_transposed, paste_transposed):
+        assert torch.Tag.cudagraph_unsafe in op.tags
+        assert torch.Tag.pt2_compliant_tag in op.tags
+
+
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +306,40 @@ def test_frames_that_share_memory_are_not_pasted_in_place() -> None:
     assert torch.equal(paste_faces(shared, CROPS, PREDICTIONS, RECTS), expected)
 
 
+@pytest.mark.parametrize("impl", [None, *IMPLS])
+def test_frames_that_a_gradient_needs_are_not_pasted_over_in_silence(
+    impl: Impl | None, kernel_device: torch.device
+) -> None:
+    frames = FRAMES[:1].float().to(kernel_device)
+    weight = torch.ones_like(frames, requires_grad=True)
+    loss = (frames * weight).sum()
+    crops, predictions = CROPS[:1].float().to(kernel_device), PREDICTIONS[:1].to(kernel_device)
+    with torch.no_grad():
+        paste_faces(frames, crops, predictions, RECTS[:1], inplace=True, impl=impl)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_autocast_leaves_gradients_exact() -> None:
+    frames, _, _ = floats()
+    frames = frames.detach().float().requires_grad_()
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (gradient,) = torch.autograd.grad(crop_faces(frames, RECTS).square().sum(), frames)
+        found.append(gradient)
+    assert torch.equal(*found)
+
+
+def test_forward_mode_is_refused() -> None:
+    """torch would take the derivatives for zero."""
+    frames, crops, predictions = (tensor.detach() for tensor in floats())
+    with pytest.raises(ValueError, match="no forward-mode derivatives"):
+        torch.func.jvp(lambda f: crop_faces(f, RECTS), (frames,), (frames,))
+    with pytest.raises(ValueError, match="no forward-mode derivatives"):
+        torch.func.jvp(lambda p: paste_faces(frames, crops, p, RECTS), (predictions,), (predictions,))
+
+
 def test_gradients_in_place_are_refused() -> None:
     frames, crops, predictions = floats()
     with pytest.raises(ValueError, match="pasting in place has no gradients; leave out inplace=True"):
@@ -305,6 +360,29 @@ def test_numpy_arrays_are_read_and_written_where_they_are() -> None:
     surfaces: np.ndarray = np.from_dlpack(rgb_to_nv12(FRAMES.numpy()))  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(surfaces, rgb_to_nv12(FRAMES))
     assert torch.equal(nv12_to_rgb(cast(DLPack, surfaces)), nv12_to_rgb(torch.from_numpy(surfaces)))
+
+
+def test_reversed_arrays_are_told() -> None:
+    with pytest.raises(ValueError, match=r"no negative strides, .*: copy\(\) it"):
+        crop_faces(FRAMES.numpy()[:, ::-1], RECTS)
+
+
+@pytest.mark.parametrize("impl", [None, *IMPLS])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.uint64])
+def test_rectangles_of_any_integers(impl: Impl | None, dtype: torch.dtype, kernel_device: torch.device) -> None:
+    frames, crops, predictions = (t[:1].to(kernel_device) for t in (FRAMES, CROPS, PREDICTIONS))
+    rects = RECTS[:1].to(dtype)
+    assert torch.equal(crop_faces(frames, rects, impl=impl), crop_faces(frames, RECTS[:1], impl=impl))
+    pasted = paste_faces(frames, crops, predictions, rects, impl=impl)
+    assert torch.equal(pasted, paste_faces(frames, crops, predictions, RECTS[:1], impl=impl))
+
+
+@pytest.mark.parametrize("size", [(0, 6), (4, 0)])
+def test_frames_without_pixels_are_told(size: tuple[int, int]) -> None:
+    frames = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    for op in (lambda: rgb_to_nv12(frames), lambda: crop_faces(frames, RECTS[:1])):
+        with pytest.raises(ValueError, match=r"frames are \(B,3,H,W\)"):
+            op()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="DALI is for Linux only")

@@ -104,6 +104,40 @@ def test_stopping_early_ends_the_thread_and_closes_the_items() -> None:
     assert source.made <= 4
 
 
+FORGOTTEN = """
+import gc, time, torch
+from gpurender.prefetch import UNDER_WAY, stage
+
+def inner(i):
+    time.sleep(0.05)
+    if i > 4:
+        gc.collect()
+    return i
+
+def consume():
+    cpu = torch.device("cpu")
+    stages = stage("b", lambda x: x, stage("a", lambda x: x, stage("in", inner, iter(range(100)), cpu), cpu), cpu)
+    try:
+        for i in stages:
+            if i == 2:
+                raise ValueError
+    except ValueError as error:
+        kept = error  # which holds this frame, which holds it: a cycle, and the stages are in it
+
+gc.disable()
+consume()
+deadline = time.monotonic() + 20
+while UNDER_WAY and time.monotonic() < deadline:
+    time.sleep(0.02)
+print("threads left:", len(UNDER_WAY))
+"""
+
+
+def test_a_forgotten_render_may_be_collected_on_a_thread_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "threads left: 0\n"
+
+
 def test_an_error_of_the_caller_ends_the_thread() -> None:
     source = Source()
 

@@ -3,7 +3,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -25,7 +25,9 @@ from gpurender import (
     load_features,
     open_template,
     paste_faces,
+    probe_inputs,
     render,
+    write_frames,
 )
 from gpurender.engine import EngineName
 from gpurender.network import Encoded
@@ -223,6 +225,27 @@ def test_pictures_of_the_template_are_exact_outside_the_face(
         same = (written == original).all(2)
         same[y0:y1, x0:x1] = True
         assert same.all()
+
+
+def test_the_programs_default_device_does_not_matter(
+    make_template: MakeTemplate, features_file: Path, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    """`meta` stands for a GPU: what is meant for the host would be lost there."""
+
+    path = make_template()
+
+    def rendered() -> list[torch.Tensor]:
+        template, features = open_template(path), load_features(features_file)
+        engine = load_engine(tiny_onnx, device="cpu", precision="fp32", probe=probe_inputs(template, features))
+        frames = [list(render(template, features, engine, pixels=pixels)) for pixels in get_args(Pixels)]
+        for kind, pictures in enumerate(frames):
+            write_frames(pictures, tmp_path / f"{kind}.mkv", fps=25, overwrite=True)
+        return sum(frames, [])
+
+    expected = rendered()
+    with torch.device("meta"):
+        found = rendered()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 class Scarce:

@@ -1,5 +1,6 @@
 """How alike two pictures are."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 WINDOW = 11  # pixels: of SSIM's Gaussian with sigma 1.5
 EXACT_PIXELS = 512 * 512
+BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 class Figures(NamedTuple):
@@ -28,7 +30,8 @@ def compare_pictures(a: Tensor, b: Tensor) -> Figures:
     SSIM is that of Wang et al. (2004): a Gaussian window of 11×11 pixels with sigma 1.5, where it fits into the picture
     wholly, on each of R, G and B; scikit-image's `structural_similarity` gives the same with `gaussian_weights=True,
     sigma=1.5, use_sample_covariance=False, data_range=255`. It is computed in float64, but for pictures of more than
-    512×512 pixels on a CPU: there in float32, ten times as quick and within 0.0001 of it.
+    512×512 pixels on a CPU: there in float32, six times as quick, within 0.00001 of it on photographs and 0.0005 on
+    plain colours. It is below 1 where pictures differ at all.
 
     Args:
         a, b: (3,H,W) uint8 RGB on one device, H and W at least 11.
@@ -56,4 +59,5 @@ def compare_pictures(a: Tensor, b: Tensor) -> Figures:
             exact_a, exact_b = a[None].float(), b[None].float()
         # eps would keep equal black pictures from 1; valid: scikit-image leaves the border out of the mean, too.
         similar = ssim(exact_a, exact_b, WINDOW, max_val=255.0, eps=0.0, padding="valid").mean(dtype=torch.float64)
-        return Figures(*torch.stack([error, decibel, similar]).tolist())
+        mse, psnr_db, likeness = torch.stack([error, decibel, similar]).tolist()
+        return Figures(mse, psnr_db, 1.0 if mse == 0 else min(likeness, BELOW_ONE))
