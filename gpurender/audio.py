@@ -163,7 +163,7 @@ def _stored_features(path: Path, fps: float | None, device: torch.device) -> Fea
 def _read_npy(path: Path) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # neither unpickles nor opens .npz, as np.load may
-    except (ValueError, EOFError, OSError, TokenError) as error:
+    except (ValueError, TypeError, EOFError, OSError, OverflowError, MemoryError, RecursionError, TokenError) as error:
         raise InputError(f"{path} is not a NumPy array file ({error}).") from None
     if array.dtype.kind not in "fiu":
         raise InputError(f"{path} does not hold real numbers, but {array.dtype}.")
@@ -177,7 +177,7 @@ def _read_bin(path: Path) -> np.ndarray:
     try:
         shape = json.loads(header.read_text())["shape"]
         shape = tuple(int(n) for n in shape)
-    except (ValueError, TypeError, KeyError, OverflowError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise InputError(f'{header} does not give a shape, such as {{"shape": [80, 512]}}.') from None
     size = path.stat().st_size
     if not shape or min(shape) < 1 or prod(shape) * 4 != size:

@@ -4,7 +4,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import openvino
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from .cuda import resolve_device
 from .errors import InputError
 from .find import find_audio_encoder
 from .network import load_audio_encoder
+from .private_openvino import openvino
 
 
 def encoder_for(audio: Path, template: Path, given: str | Path | None) -> Path | None:

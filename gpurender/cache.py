@@ -12,8 +12,11 @@ from .output import write_text
 
 def cache_directory() -> Path:
     """`$GPURENDER_CACHE`, or `gpurender` in `$XDG_CACHE_HOME` or `~/.cache`: private to the user."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = Path(os.environ.get("GPURENDER_CACHE") or home / "gpurender")
+    given = os.environ.get("GPURENDER_CACHE")
+    try:
+        path = Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurender")
+    except RuntimeError:  # a user whom the system does not know
+        raise OutputError("there is no home directory for a cache; set GPURENDER_CACHE.") from None
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         foreign = hasattr(os, "getuid") and (path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022)

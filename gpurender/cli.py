@@ -27,9 +27,10 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from .errors import DeviceError, InputError, OutputError, first_line
 
-        for name in ("SIGINT", "SIGTERM", "SIGALRM"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), interrupted)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as by nohup, or a script's `&`
+                signal.signal(number, interrupted)
         for stream in ("stdout", "stderr"):
             if getattr(sys, stream) is None:  # it was closed
                 setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
@@ -49,7 +50,7 @@ class Commands(click.Group):
             if not is_out_of_memory(error):
                 raise
             whose, advice = "this machine", ""
-            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's words of the host
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):  # as torch and C++ say it of the host's
                 whose, advice = "the GPU", "end other programs on it, or give --device cpu; or "
             click.echo(
                 f"Error: {whose} has too little free memory ({first_line(error)}); "

@@ -65,7 +65,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+    told = ("out of memory", "can't allocate memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(some in words for some in told)
 
 
 EXACT = threading.Lock()

@@ -28,6 +28,7 @@ from .timings import Timings
 EncoderName = Literal["auto", "nvenc", "x264", "mjpeg"]
 VIDEOS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 PICTURES = (".png", ".jpg", ".jpeg")
+LEAST_SIDE = 64  # pixels: with fewer, x265 writes beyond its memory, and SVT-AV1 waits for ever
 NUMBER = re.compile(r"%(0[1-9][0-9]*)?d")
 
 
@@ -238,6 +239,11 @@ def open_encoder(
     notes = []
     if encoder == "mjpeg":
         return MjpegEncoder(container, quality, rate, device, (width, height)), notes
+    if codec != "h264" and min(width, height) < LEAST_SIDE:
+        raise InputError(
+            f"frames of {width}×{height} cannot be made {codec}, whose encoders fail below {LEAST_SIDE}×{LEAST_SIDE}; "
+            "take h264."
+        )
     if encoder == "nvenc" and device.type != "cuda":
         raise DeviceError("the nvenc encoder takes frames on a GPU, and these are on the CPU; leave it out.")
     if encoder == "nvenc" or (encoder == "auto" and device.type == "cuda"):

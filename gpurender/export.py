@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from .cache import cache_directory, hash_of, is_whole, seal
-from .errors import InputError
+from .errors import InputError, OutputError
 from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .output import complete_or_absent
 
@@ -102,8 +102,11 @@ def cached_onnx(
     if not is_whole(sums):
         load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
         notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent} (about 10 s)")
-        export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
-        seal(sums, [path])
+        try:
+            export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
+            seal(sums, [path])
+        except OutputError as error:
+            raise OutputError(f"{error} That is the cache of exports; set GPURENDER_CACHE to another place.") from None
     return path
 
 

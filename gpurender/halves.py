@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.inliner
+import onnx.numpy_helper
 import onnx.shape_inference
 import onnx.utils
 from onnx import ModelProto, TensorProto, ValueInfoProto
@@ -62,6 +64,9 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     face, audio, found = recognise_inputs(path, model, mode)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+            raise InputError(f"{path}: {tensor.name} holds NaN: its weights are damaged.")
     fix_shapes(face, audio, model.graph.output[0], found)
     others = [value for value in model.graph.input if value.name not in (face.name, audio.name)]
     ordered = [ValueInfoProto.FromString(value.SerializeToString()) for value in (face, audio, *others)]

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Sequence
 
-import openvino
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from .network import Encoded, Mode
 from .openvino_graph import in_bfloat16, lower_large, tile, without_empty_windows
 from .openvino_network import OnnxNetwork
 from .openvino_requests import Requests, has_bfloat16
+from .private_openvino import openvino
 from .ranges import Ranges, in_bytes
 from .up_decoder import UpDecoder, bytes_pay, up_decoder
 

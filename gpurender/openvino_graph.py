@@ -5,12 +5,10 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-import openvino
-import openvino.opset13 as opset
 import torch
-from openvino import passes, preprocess
 
 from .network import FACE_SHAPE
+from .private_openvino import openvino, opset, passes, preprocess
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
 TILED_BYTES = 16 * 2**20  # of a tensor that does not stay in the cache

@@ -7,9 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import openvino
 from onnx import ModelProto
-from openvino import preprocess
 
 from .cache import cache_directory, hash_of_network, is_whole, seal
 from .errors import InputError, OutputError
@@ -18,6 +16,7 @@ from .halves import cut, read_network
 from .network import WINDOW_SHAPES, Mode
 from .openvino_graph import channels_last, fold, tile
 from .output import complete_or_absent_directory
+from .private_openvino import openvino, preprocess
 
 SUMS = "SHA256SUMS"
 KEPT_VERSION = 3  # part of the cache key: raise it when what is made here, or in what it calls, changes
@@ -47,7 +46,7 @@ def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
     """
     directory = kept_directory(path, mode)
     if directory is not None:
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, OSError):
             if is_whole(directory / SUMS):
                 return read_kept(directory)
     network = make_ready(path, mode)
@@ -70,10 +69,11 @@ def version() -> str:
 
 
 def read_kept(directory: Path) -> OnnxNetwork:
-    """Raises RuntimeError where OpenVINO cannot read it."""
+    """Raises RuntimeError where OpenVINO cannot read it, OSError where another program has just replaced it."""
     core = openvino.Core()
     decoder = core.read_model(directory / "decoder.xml")
-    encoder = core.read_model(directory / "encoder.xml") if (directory / "encoder.xml").exists() else None
+    has_encoder = "encoder.xml" in (directory / SUMS).read_text("utf-8")
+    encoder = core.read_model(directory / "encoder.xml") if has_encoder else None
     window = tuple(decoder.inputs[-1].shape)[1:]
     modes: list[Mode] = [mode for mode, shape in WINDOW_SHAPES.items() if shape == window]
     kept = len(encoder.outputs) if encoder else 0
@@ -81,6 +81,8 @@ def read_kept(directory: Path) -> OnnxNetwork:
 
 
 def keep(network: OnnxNetwork, directory: Path) -> None:
+    if is_whole(directory / SUMS):  # another program has just made it, and others read it
+        return
     shutil.rmtree(directory, ignore_errors=True)  # it was damaged
     with complete_or_absent_directory(directory, overwrite=True, mark=SUMS) as hidden:
         for name, half in (("encoder", network.encoder), ("decoder", network.decoder)):

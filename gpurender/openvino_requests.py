@@ -5,9 +5,10 @@ import itertools
 import threading
 from collections.abc import Sequence
 
-import openvino
 import torch
 from torch import Tensor
+
+from .private_openvino import openvino
 
 
 def compiled_model(model: openvino.Model, precision: str) -> openvino.CompiledModel:

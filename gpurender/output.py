@@ -26,10 +26,15 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path.parent} is not yours to write to, so {path.name} cannot be written there.")
 
 
-def check_outputs(paths: Iterable[str | Path | None], overwrite: bool) -> None:
-    """The same of several files, None being none; two of them that are one are refused, too."""
+def check_outputs(
+    paths: Iterable[str | Path | None], overwrite: bool, inputs: Iterable[str | Path | None] = ()
+) -> None:
+    """The same of several files, None being none; two of them that are one are refused, too, and what is an input."""
     files = [Path(path) for path in paths if path is not None]
+    read = {os.path.realpath(path) for path in inputs if path is not None}
     for i, file in enumerate(files):
+        if os.path.realpath(file) in read:
+            raise OutputError(f"{file} is what is read, and would be replaced; give another name.")
         if os.path.realpath(file) in map(os.path.realpath, files[:i]):
             raise OutputError(f"{file} is named for two results, of which one would replace the other; give two names.")
         check_output(file, overwrite)

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import openvino
-import openvino.opset13 as opset
 import torch
 from torch import Tensor
 
 from .errors import InputError
 from .openvino_requests import Requests, has_bfloat16
+from .private_openvino import openvino, opset
 
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 MARGIN = 1.1  # for frames that go beyond; measured: 1 and 1.2 are worse in the worst of 300

@@ -41,7 +41,7 @@ from .progress import Progress, Silent
 from .report import Summary
 from .software_encoder import Codec
 from .sound import open_sound
-from .template import DecoderName, Order, Template, frame_order, open_template
+from .template import VIDEO, DecoderName, Order, Template, frame_order, open_template
 from .timings import Timings, write_trace
 
 Pixels = Literal["rgb", "nv12"]
@@ -263,7 +263,8 @@ def make(
     template, audio = find_template(template), find_sound(audio)
     out = Path(out) if out is not None else default_output(template, audio)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
-    check_outputs([None if is_pattern(out) else out, report, trace], overwrite)
+    inputs = [audio, sound, model, audio_encoder, template / VIDEO]
+    check_outputs([None if is_pattern(out) else out, report, trace], overwrite, inputs)
     if sound is not None:
         if is_pattern(out):
             raise InputError(f"{out}: numbered pictures have no sound; leave out {sound}.")

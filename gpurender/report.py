@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Summary:
         return {
             **asdict(self),
             "out": str(self.out),
+            "measured_psnr_db": {kind: db if isfinite(db) else None for kind, db in self.measured_psnr_db.items()},
             "frames_per_second": self.frames / self.render_seconds,
             "machine": {
                 "system": platform.platform(),
@@ -87,7 +89,7 @@ class Summary:
         Raises:
             OutputError: it exists, or cannot be written.
         """
-        write_text(file, json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", overwrite)
+        write_text(file, json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", overwrite)
 
 
 def installed() -> dict[str, str]:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import openvino
 
 from .kernels.up_weights import PICTURE, UpWeights
 from .openvino_graph import Block, constant, find_blocks, matches, only_consumer
+from .private_openvino import openvino
 
 
 class UpBlock(NamedTuple):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-import openvino
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from .kernels.vectors import rounded_up
 from .network import FACE_SHAPE, Encoded
 from .openvino_graph import channels_last, in_bfloat16
 from .openvino_requests import compiled_model, shared
+from .private_openvino import openvino
 from .ranges import Ranges, in_bytes
 from .up_blocks import UpBlock, find_up_blocks
 

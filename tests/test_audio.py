@@ -357,6 +357,14 @@ def test_files_that_are_no_arrays_are_told(tmp_path: Path, content: bytes) -> No
         load_features(tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize("shape", ["(-2, 512)", f"({2**70}, 512)", "(True, 512)", "-" * 9000])
+def test_headers_that_no_program_writes_are_told(tmp_path: Path, shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(4096))
+    with pytest.raises(InputError, match=r"a\.npy"):
+        load_features(tmp_path / "a.npy")
+
+
 def test_archives_of_arrays_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.ones((4, 512)))
     (tmp_path / "a.npz").rename(tmp_path / "a.npy")

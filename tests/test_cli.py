@@ -311,6 +311,7 @@ def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
     refused(run, "report.json is not a directory", *arguments, "--trace", "report.json/a.json")
     refused(run, "a.json is named for two results", *arguments, "--report", "a.json", "--trace", "a.json")
     refused(run, "is named for two results", *arguments, "--out", "a.mp4", "--report", Path("a.mp4").absolute())
+    refused(run, "speech.wav is what is read", *arguments, "--report", speech, "--overwrite")
     refused(run, "the mjpeg encoder does not make hevc", *arguments, "--encoder", "mjpeg", "--codec", "hevc")
     refused(run, "nvdec decodes videos, but the template's frames are pictures", *arguments, "--decoder", "nvdec")
     refused(run, "'tpu' is not a device", *arguments, "--device", "tpu")
@@ -327,18 +328,25 @@ def test_a_cpu_without_half_precision(run: Run, anna: Path, speech: Path) -> Non
 # --- as a process ----------------------------------------------------------------------------------------------------
 
 
+SIGNALS = signal.SIGINT, signal.SIGHUP  # of which a shell's `&`, or nohup, makes a program deaf
+
+
+def hears(how: signal.Handlers) -> Callable[[], None]:
+    """What a program does about signals before it begins."""
+    return lambda: [signal.signal(number, how) for number in SIGNALS] and None
+
+
 def program(*words: object) -> list[str]:
     return [sys.executable, "-m", "gpurender.cli", *map(str, words)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_interrupts_leave_nothing(tmp_path: Path, anna: Path, number: signal.Signals) -> None:
     np.save(tmp_path / "long.npy", np.zeros((100_000, 512), np.float32))
     out = tmp_path / "out"
     out.mkdir()
     command = program("make", "--template", anna, "--audio", tmp_path / "long.npy", "--out", out / "a.mp4")
-    hears_again = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's `&` makes it deaf)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears_again)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears(signal.SIG_DFL))
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("rendered"):
@@ -350,6 +358,32 @@ def test_interrupts_leave_nothing(tmp_path: Path, anna: Path, number: signal.Sig
         assert process.returncode == 130
         assert "Traceback" not in rest
         assert "Interrupted" in rest
+
+
+def test_signals_that_the_shell_ignores_are_ignored(tmp_path: Path, anna: Path) -> None:
+    np.save(tmp_path / "aud.npy", np.zeros((40, 512), np.float32))
+    command = program("make", "--template", anna, "--audio", tmp_path / "aud.npy", "--out", tmp_path / "a.mp4")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears(signal.SIG_IGN))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("preparing") or "…" in line:
+            for number in SIGNALS:
+                process.send_signal(number)
+            break
+    process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert (tmp_path / "a.mp4").is_file()
+
+
+def test_nobody_is_told_of_a_render(tmp_path: Path) -> None:
+    """OpenVINO would report its use, unless the environment says that this is a test."""
+    code = (
+        "import sys, gpurender.openvino_engine; print('openvino_telemetry' in sys.modules, 'openvino' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False True\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 DEAF = """

@@ -39,7 +39,7 @@ BT709_LIMITED = (1, 1, 1, 1)  # matrix, primaries, transfer of BT.709; MPEG rang
 TICK = 1 / 25
 
 
-def smooth(count: int, width: int = 64, height: int = 48) -> torch.Tensor:
+def smooth(count: int, width: int = 96, height: int = 64) -> torch.Tensor:
     """(count,3,H,W) uint8: soft colours that move."""
     x, y, t = torch.arange(width), torch.arange(height)[:, None], torch.arange(count)[:, None, None]
     waves = [torch.sin((x * (c + 1) + 4 * t) / 40 + y * (c + 2) / 60) for c in range(3)]
@@ -109,7 +109,7 @@ def test_videos_are_what_was_asked_for(
         video = container.streams.video[0]
         context = video.codec_context
         assert context.name.removeprefix("lib").replace("dav1d", "av1") == codec
-        assert (video.width, video.height, context.pix_fmt) == (64, 48, "yuv420p")
+        assert (video.width, video.height, context.pix_fmt) == (96, 64, "yuv420p")
         assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == BT709_LIMITED
         assert video.average_rate == rate
         assert tag is None or context.codec_tag == tag
@@ -152,6 +152,18 @@ def test_videos_of_one_or_two_frames(tmp_path: Path, codec: Codec, count: int) -
             assert len(list(container.decode(video=0))) == count
 
 
+@pytest.mark.parametrize(("width", "height"), [(62, 200), (200, 16)])
+@pytest.mark.parametrize("codec", ["hevc", "av1"])
+def test_frames_that_are_too_small_for_an_encoder_are_told(
+    tmp_path: Path, codec: Codec, width: int, height: int
+) -> None:
+    """x265 writes beyond its memory, SVT-AV1 never ends."""
+    with pytest.raises(InputError, match=rf"frames of {width}×{height} cannot be made {codec}, .*; take h264"):
+        write_frames([smooth(3, width, height)], tmp_path / "a.mp4", fps=25, codec=codec)
+    assert list(tmp_path.iterdir()) == []
+    assert write_frames([smooth(3, width, height)], tmp_path / "a.mp4", fps=25).frames == 3
+
+
 def test_surfaces_may_lie_in_memory_in_any_way(tmp_path: Path) -> None:
     surfaces = rgb_to_nv12(smooth(3))
     strided = surfaces.repeat_interleave(2, 2)[..., ::2]
@@ -188,7 +200,7 @@ def chroma(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("codec", "quality"), [("h264", 0), ("h264", 10), ("h264", None), ("hevc", 10), ("av1", 10)])
 def test_colour_bars_are_bt709(tmp_path: Path, codec: Codec, quality: int | None) -> None:
     bars = np.repeat(np.array(BARS, np.uint8), 16, 0)  # (176,3)
-    frames = torch.from_numpy(bars).T[None, :, None].expand(3, 3, 48, -1)
+    frames = torch.from_numpy(bars).T[None, :, None].expand(3, 3, 64, -1)
     write_frames([frames], tmp_path / "a.mp4", fps=25, codec=codec, quality=quality)
     for frame in decoded(tmp_path / "a.mp4"):
         y, cb, cr = (plane(frame, index) for index in range(3))
@@ -246,12 +258,12 @@ def test_nv12_from_the_device_is_the_same_video(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
 def test_surfaces_make_the_video_that_frames_make(tmp_path: Path, codec: Codec) -> None:
-    frames = smooth(7, 65, 49)
+    frames = smooth(7, 65, 67)
     write_frames(frames.split(3), tmp_path / "rgb.mp4", fps=25, codec=codec)
     written = write_frames(rgb_to_nv12(frames).split(3), tmp_path / "nv12.mp4", fps=25, codec=codec)
     assert written.frames == 7
     pictures = [[frame.to_ndarray() for frame in decoded(tmp_path / name)] for name in ("rgb.mp4", "nv12.mp4")]
-    assert np.shape(pictures[1]) == (7, 75, 66)
+    assert np.shape(pictures[1]) == (7, 102, 66)
     assert np.abs(np.array(pictures[0], int) - pictures[1]).mean() < 2
     with pytest.raises(ValueError, match=r"batches are \(B,3,H,W\) RGB, given"):
         write_frames([rgb_to_nv12(frames)], tmp_path / "a.mp4", fps=25, encoder="mjpeg")
@@ -259,7 +271,7 @@ def test_surfaces_make_the_video_that_frames_make(tmp_path: Path, codec: Codec) 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
 def test_mjpeg(tmp_path: Path, device: torch.device, suffix: str) -> None:
-    frames = smooth(30)
+    frames = smooth(30, 64, 48)
     sound = clicks(tmp_path / "a.wav", 44100, 1, seconds=1.2)
     out = tmp_path / f"a.{suffix}"
     written = write_frames(frames.to(device).split(8), out, fps=25, sound=sound, encoder="mjpeg")
@@ -703,11 +715,11 @@ def test_an_old_video_stays_until_the_new_one_is_complete(tmp_path: Path) -> Non
         ([smooth(2).float() / 255], r"frames are uint8 tensors of levels 0 to 255, given torch.float32; of values in"),
         ([smooth(2).long()], "given torch.int64"),
         ([smooth(2).numpy()], "given ndarray"),
-        ([smooth(2).permute(0, 2, 3, 1)], r"batches are \(B,3,H,W\) RGB.*, given \(2, 48, 64, 3\)"),
-        ([smooth(2)[:, :1]], r"given \(2, 1, 48, 64\)"),
+        ([smooth(2).permute(0, 2, 3, 1)], r"batches are \(B,3,H,W\) RGB.*, given \(2, 64, 96, 3\)"),
+        ([smooth(2)[:, :1]], r"given \(2, 1, 64, 96\)"),
         (list(noise(2, width=63)), r"given \(3, 48, 63\); a frame alone is frame\[None\]"),
         (smooth(2), "give a list of them, not a tensor"),
-        ([smooth(2), smooth(2, width=66)], r"all frames are alike .*: first \(\(3, 48, 64\), .*, then \(\(3, 48, 66\)"),
+        ([smooth(2), smooth(2, width=98)], r"all frames are alike .*: first \(\(3, 64, 96\), .*, then \(\(3, 64, 98\)"),
     ],
 )
 def test_what_is_no_frames_is_refused(tmp_path: Path, name: str, batches: Any, words: str) -> None:

@@ -113,9 +113,35 @@ def test_the_cache_is_private_and_keyed_by_content(
     written = first.stat().st_mtime_ns
     assert cached_onnx(copy) == first
     assert first.stat().st_mtime_ns == written
-    os.chmod(tmp_path / "cache", 0o777)
-    with pytest.raises(OutputError, match="not yours alone to write"):
+    for mode in (0o720, 0o702):
+        os.chmod(tmp_path / "cache", mode)
+        with pytest.raises(OutputError, match="not yours alone to write"):
+            cached_onnx(tiny_unet)
+
+
+def test_a_cache_that_is_not_to_be_written_is_named(
+    tmp_path: Path, tiny_unet: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **options: object) -> None:
+        raise OutputError("the disk is full.")
+
+    monkeypatch.setattr("gpurender.export.export_onnx", full)
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(OutputError, match=r"^the disk is full\. That is the cache of exports; set GPURENDER_CACHE"):
         cached_onnx(tiny_unet)
+
+
+def test_a_user_without_a_home_has_the_cache_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    assert cache_directory() == tmp_path / "cache"
+    monkeypatch.delenv("GPURENDER_CACHE")
+    with pytest.raises(OutputError, match="no home directory for a cache; set GPURENDER_CACHE"):
+        cache_directory()
 
 
 def test_a_damaged_export_is_made_anew(

@@ -128,3 +128,18 @@ def test_files_that_are_no_networks(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match="not an ONNX network that can be read"):
             read_halves(tmp_path / name)
+
+
+@pytest.mark.parametrize("float16", [False, True])
+def test_damaged_weights_are_told(tmp_path: Path, tiny_onnx: Path, float16: bool) -> None:
+    model = onnx.load(tiny_onnx)
+    if float16:
+        model = to_half(model)
+    of_type = TensorProto.FLOAT16 if float16 else TensorProto.FLOAT
+    damaged = next(t for t in model.graph.initializer if t.data_type == of_type and len(t.dims) == 4)
+    values = np.array(onnx.numpy_helper.to_array(damaged))
+    values.flat[7] = np.nan
+    damaged.CopyFrom(onnx.numpy_helper.from_array(values, damaged.name))
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(InputError, match="holds NaN: its weights are damaged"):
+        read_halves(tmp_path / "a.onnx")

@@ -216,7 +216,7 @@ def test_without_nvenc_auto_goes_to_x264_and_says_why(
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_picture_too_large_for_nvenc(tmp_path: Path, stand_in: StandIn) -> None:
     stand_in.abilities["width_max"] = 32
-    with pytest.raises(DeviceError, match=r"NVENC makes h264 up to 32×4096 here, not 64×48"):
+    with pytest.raises(DeviceError, match=r"NVENC makes h264 up to 32×4096 here, not 96×64"):
         write_frames([smooth(1)], tmp_path / "a.mp4", fps=25, encoder="nvenc")
 
 

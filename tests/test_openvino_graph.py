@@ -1,8 +1,6 @@
 from pathlib import Path
 
 import numpy as np
-import openvino
-import openvino.opset13 as opset
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 import gpurender.openvino_graph as module
 from gpurender.openvino_graph import lower_large, tile, without_empty_windows
 from gpurender.openvino_network import make_ready
+from gpurender.private_openvino import openvino, opset
 
 Pair = tuple[int, int]
 

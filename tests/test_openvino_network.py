@@ -73,6 +73,28 @@ def test_what_is_damaged_is_made_anew(tiny_onnx: Path, name: str, damage: Callab
     assert kept() == [directory]
 
 
+def test_what_another_program_has_just_made_stays(tiny_onnx: Path) -> None:
+    """Somebody may be reading it."""
+    cached_network(tiny_onnx, None)
+    (directory,) = kept()
+    before = directory.stat().st_ino
+    module.keep(make_ready(tiny_onnx, None), directory)
+    assert directory.stat().st_ino == before
+
+
+def test_a_network_that_is_replaced_while_it_is_read_is_made_anew(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not taken for one without a first half."""
+    cached_network(tiny_onnx, None)
+    (directory,) = kept()
+    monkeypatch.setattr(module, "is_whole", lambda sums: True)  # as it was a moment ago
+    (directory / "encoder.xml").unlink()
+    assert torch.equal(drawn(cached_network(tiny_onnx, None)), drawn(make_ready(tiny_onnx, None)))
+    (directory / "SHA256SUMS").unlink()
+    assert torch.equal(drawn(cached_network(tiny_onnx, None)), drawn(make_ready(tiny_onnx, None)))
+
+
 def test_a_network_of_another_kind_is_refused_each_time(tiny_onnx: Path) -> None:
     cached_network(tiny_onnx, None)
     for _ in range(2):

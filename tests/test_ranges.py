@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import openvino
-import openvino.opset13 as opset
 import pytest
 import soundfile
 import torch
@@ -25,6 +23,7 @@ from gpurender.network import Mode
 from gpurender.openvino_engine import OpenVinoEngine, pays
 from gpurender.openvino_network import cached_network, make_ready
 from gpurender.openvino_requests import has_bfloat16
+from gpurender.private_openvino import openvino, opset
 from gpurender.ranges import MARGIN, in_bytes, measured_ranges
 from gpurender.render import probe_inputs
 from gpurender.up_decoder import UpDecoder

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -308,6 +310,9 @@ def test_the_report_says_what_was_used_and_what_it_cost(
     assert set(told["stage_seconds"]) == {"template", "network", "paste", "encode"}
     assert 0 < told["prepare_seconds"] < told["first_frame_seconds"] < told["seconds"]
     assert told["versions"]["torch"]
+    equal = dataclasses.replace(summary, measured_psnr_db={"bf16": math.inf, "int8": 51.0})
+    equal.write(report, overwrite=True)
+    assert json.loads(report.read_text(), parse_constant=pytest.fail)["measured_psnr_db"] == {"bf16": None, "int8": 51}
     with pytest.raises(gpurender.OutputError, match=r"report.json exists; give --overwrite"):
         gpurender.make(template, features_file, tmp_path / "b.mp4", model=tiny_unet, report=report)
     assert not (tmp_path / "b.mp4").exists()

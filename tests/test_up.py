@@ -3,8 +3,6 @@
 from typing import Any
 
 import numpy as np
-import openvino
-import openvino.opset13 as opset
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +31,7 @@ from gpurender.kernels.up_weights import (
 from gpurender.kernels.vectors import rounded_up
 from gpurender.openvino_engine import OpenVinoEngine
 from gpurender.openvino_network import make_ready
+from gpurender.private_openvino import openvino, opset
 from gpurender.ranges import Ranges, measured_ranges
 from gpurender.up_blocks import find_up_blocks
 from gpurender.up_decoder import UpDecoder, skip_function, up_function

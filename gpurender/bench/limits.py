@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-import openvino
-import openvino.opset13 as opset
 import torch
 from onnx import ModelProto
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +22,7 @@ from ..export import cached_onnx
 from ..halves import cut, infer_shapes, read_network
 from ..network import FACE_SHAPE, MEL_SHAPE, WINDOW_SHAPES, load_audio_encoder
 from ..openvino_requests import compiled_model, has_bfloat16
+from ..private_openvino import openvino, opset
 from ..ranges import in_bytes
 from ..torch_engine import TYPES
 from .measured import Measured

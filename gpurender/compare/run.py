@@ -76,7 +76,7 @@ def compare_frames(
         OutputError: something cannot be written.
     """
     pictures = side_by_side is not None and is_pattern(Path(side_by_side))
-    check_outputs([None if pictures else side_by_side, html, json_file], overwrite)
+    check_outputs([None if pictures else side_by_side, html, json_file], overwrite, [a, b])
     if side_by_side is not None:
         check_destination(side_by_side, frames=0, overwrite=overwrite)
     for what, value, fits, allowed in (
