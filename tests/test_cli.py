@@ -331,9 +331,9 @@ def test_a_cpu_without_half_precision(run: Run, anna: Path, speech: Path) -> Non
 SIGNALS = signal.SIGINT, signal.SIGHUP  # of which a shell's `&`, or nohup, makes a program deaf
 
 
-def hears(how: signal.Handlers) -> Callable[[], None]:
+def hears(how: signal.Handlers) -> Callable[[], object]:
     """What a program does about signals before it begins."""
-    return lambda: [signal.signal(number, how) for number in SIGNALS] and None
+    return lambda: [signal.signal(number, how) for number in SIGNALS]
 
 
 def program(*words: object) -> list[str]:
