@@ -273,6 +273,7 @@ def test_outputs_that_are_there(run: Run) -> None:
         assert Path("mine.mp4").read_text() == "mine"
         assert run("a", "a", option, "mine.mp4", "--overwrite").exit_code == 0
         assert Path("mine.mp4").read_bytes() != b"mine"
+        refused(run, "mine.mp4 is what is read", "mine.mp4", "a", option, "mine.mp4", "--overwrite")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

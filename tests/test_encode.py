@@ -131,6 +131,7 @@ def test_videos_are_what_was_asked_for(
         (24000 / 1001, Fraction(24000, 1001)),
         (59.94, Fraction(60000, 1001)),
         (12.5, Fraction(25, 2)),
+        (12.345, Fraction(2469, 200)),
         (29.9, Fraction(299, 10)),
         (1, Fraction(1)),
     ],
@@ -743,3 +744,20 @@ def test_pictures_have_no_sound_and_those_of_a_longer_render_are_told_of(tmp_pat
     assert write_frames([smooth(5)], tmp_path / "%d.png", fps=25, overwrite=True).notes == []
     shorter = write_frames([smooth(3)], tmp_path / "%d.png", fps=25, overwrite=True)
     assert shorter.notes == ["4.png is there, too, of a longer render before"]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_sound_and_pictures_lie_beside_each_other_in_the_file(tmp_path: Path, suffix: str) -> None:
+    """A player that reads on need not look for either."""
+    sound = clicks(tmp_path / "a.wav", 48000, 2, seconds=8)
+    write_frames(iter(smooth(200).split(8)), tmp_path / f"a.{suffix}", fps=25, sound=sound)
+    places: dict[str, list[tuple[int, float]]] = {"video": [], "audio": []}
+    with opened(tmp_path / f"a.{suffix}") as container:
+        for packet in container.demux():
+            if packet.pos is not None and packet.pts is not None:
+                places[packet.stream.type].append((packet.pos, float(packet.pts * packet.time_base)))
+    for seconds in (1, 3, 5):
+        video, audio = (max(pos for pos, at in places[kind] if at < seconds) for kind in ("video", "audio"))
+        later, earlier = (min(pos for pos, at in places[kind] if at > seconds + 2) for kind in ("video", "audio"))
+        assert video < earlier, "two seconds of pictures come before the sound of later"
+        assert audio < later

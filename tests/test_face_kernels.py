@@ -109,3 +109,23 @@ def test_how_many_bytes_differ_from_the_reference(processor: Processor) -> None:
             count += int((found != expected).sum())
             total += expected.numel()
     assert count <= 1e-4 * total
+
+
+def test_faces_that_are_too_narrow_for_kernels_in_a_batch_with_others() -> None:
+    """All of the batch are the reference's then: a kernel would write beyond a row of twelve pixels."""
+    frames = torch.randint(0, 256, (2, 3, 320, 330), dtype=torch.uint8)
+    crops = torch.randint(0, 256, (2, 3, 328, 328), dtype=torch.uint8)
+    predictions = torch.rand(2, 3, 320, 320)
+    for wide, narrow in ((0, 1), (1, 0)):
+        rects = torch.zeros(2, 4, dtype=torch.int64)
+        rects[wide], rects[narrow] = torch.tensor([5, 3, 300, 298]), torch.tensor([7, 9, 9, 11])
+        assert not kernel_for(2)
+        for ours, theirs in zip(
+            (crop_faces(frames, rects), paste_faces(frames, crops, predictions, rects)),
+            (
+                crop_faces(frames, rects, impl="reference"),
+                paste_faces(frames, crops, predictions, rects, impl="reference"),
+            ),
+            strict=True,
+        ):
+            assert torch.equal(ours, theirs)

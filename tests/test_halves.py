@@ -143,3 +143,12 @@ def test_damaged_weights_are_told(tmp_path: Path, tiny_onnx: Path, float16: bool
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(InputError, match="holds NaN: its weights are damaged"):
         read_halves(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_batch_that_one_input_alone_fixes(tmp_path: Path, tiny_onnx: Path, which: int) -> None:
+    model = onnx.load(tiny_onnx)
+    model.graph.input[which].type.tensor_type.shape.dim[0].dim_value = 3
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "a.onnx")
+    assert read_halves(tmp_path / "a.onnx").batch == 3

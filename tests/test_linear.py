@@ -1,8 +1,9 @@
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ import gpurender.linear as module
 from gpurender.export import example_input
 from gpurender.half import to_half
 from gpurender.halves import cut, read_network
-from gpurender.linear import ease
+from gpurender.linear import ease, is_channelwise, is_pointwise
 
 
 def pictures(model: ModelProto) -> np.ndarray:
@@ -177,3 +178,53 @@ def test_any_such_block(
         for network in (eased, model)
     )
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+# --- what is left alone ----------------------------------------------------------------------------------------------
+
+
+def first_node(kind: str, inputs: dict[str, np.ndarray | None], **attributes: Any) -> ir.Node:
+    """A node of a value `x` and constants."""
+    given = [numpy_helper.from_array(value, name) for name, value in inputs.items() if value is not None]
+    names = [name if value is not None else "" for name, value in inputs.items()]
+    node = helper.make_node(kind, ["x", *names], ["y"], **attributes)
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 4, 8, 8]) for name in "xy")
+    graph = helper.make_graph([node], "one", [x], [y], given)
+    return next(iter(ir.from_proto(helper.make_model(graph)).graph))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "taken"),
+    [
+        ({}, True),
+        ({"strides": [1, 1], "pads": [0, 0, 0, 0], "group": 1, "auto_pad": "NOTSET"}, True),
+        ({"strides": [2, 2]}, False),
+        ({"strides": [1, 2]}, False),
+        ({"pads": [0, 0, 1, 0]}, False),
+        ({"group": 2}, False),
+        ({"auto_pad": "SAME_UPPER"}, False),
+    ],
+)
+def test_convolutions_that_are_more_than_a_matrix_are_left_alone(attributes: dict[str, Any], taken: bool) -> None:
+    weights = np.ones((6, 4 // cast(int, attributes.get("group", 1)), 1, 1), np.float32)
+    assert is_pointwise(first_node("Conv", {"w": weights}, **attributes)) == taken
+    if taken:
+        assert not is_pointwise(first_node("Conv", {"w": np.ones((6, 4, 3, 3), np.float32)}, **attributes))
+        assert not is_pointwise(first_node("Conv", {"w": weights.astype(np.float64)}, **attributes))
+
+
+@pytest.mark.parametrize(
+    ("scales", "attributes", "taken"),
+    [
+        ([1, 1, 2, 2], {}, True),
+        ([1, 2, 2, 2], {}, False),
+        ([2, 1, 2, 2], {}, False),
+        ([2, 2], {"axes": [2, 3]}, False),
+        ([1, 1, 2, 2], {"coordinate_transformation_mode": "tf_crop_and_resize"}, False),
+    ],
+)
+def test_resizes_of_more_than_height_and_width_are_left_alone(
+    scales: list[float], attributes: dict[str, Any], taken: bool
+) -> None:
+    node = first_node("Resize", {"roi": None, "scales": np.array(scales, np.float32)}, **attributes)
+    assert is_channelwise(node) == taken

@@ -23,7 +23,7 @@ from PIL import Image
 
 from gpurender import OutputError, write_frames
 from gpurender import output as output_module
-from gpurender.output import complete_or_absent
+from gpurender.output import complete_or_absent, complete_or_absent_directory
 
 Listing = dict[str, bytes | None]
 
@@ -429,3 +429,26 @@ def test_what_a_link_leads_to_is_replaced(tmp_path: Path, there: bool) -> None:
         Path(name).write_text("new")
     assert (file.read_text(), link.is_symlink()) == ("new", True)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "file", "link"]
+
+
+def test_an_old_directory_is_put_back_where_the_new_one_cannot_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "package"
+    path.mkdir()
+    (path / "mark").write_text("old")
+    rename = os.rename
+
+    def renamed(source: Path, target: Path) -> None:
+        if target == path and (source / "mark").read_text() == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    with (
+        pytest.raises(OutputError, match="Input/output error"),
+        complete_or_absent_directory(path, overwrite=True, mark="mark") as hidden,
+    ):
+        (hidden / "mark").write_text("new")
+    assert (path / "mark").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
