@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import numbered_picture
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_compare import write_pictures
@@ -100,6 +100,7 @@ def points(svg: ElementTree.Element) -> list[tuple[float, float]]:
     limit=st.floats(-1, 120) | st.just(math.inf),
     first=st.integers(0, 10_000),
 )
+@example(values=[0.0, 5e-324], limit=math.inf, first=0)
 def test_any_curve_stays_in_its_place(values: list[float], limit: float, first: int) -> None:
     text = curve(list(range(first, first + len(values))), values, limit, "{:g}")
     if min(values) == math.inf:

@@ -22,6 +22,7 @@ WIDTH, HEIGHT = 900, 200  # of a curve's area
 LEFT, TOP, BOTTOM = 70, 14, 34
 MOST_POINTS = 1800
 FEW_POINTS = 40
+LEAST_SPAN = 1e-9  # of values that differ enough to be told apart by ticks
 DETAIL = 120  # pixels: side of the square around the largest difference
 ENLARGED = 4
 
@@ -122,7 +123,7 @@ def curve(numbers: list[int], values: list[float], limit: float, words: str) -> 
         low = min(low, limit)
     if limit < inf and limit > high:
         high = limit
-    step = tick_step((high - low) or abs(high) / 10 or 1.0)
+    step = tick_step(next(span for span in (high - low, abs(high) / 10, 1.0) if span > LEAST_SPAN))
     low = step * (low // step)
     high = max(step * ceil(high / step), low + step)
     top = high + step if len(finite) < len(values) else high
