@@ -145,7 +145,7 @@ def forward(network: UNet, face: torch.Tensor, audio: torch.Tensor) -> torch.Ten
 
 
 def rectangle(file: Path) -> tuple[int, int, int, int]:
-    points = [[int(float(number)) for number in line.split()[:2]] for line in file.read_text().splitlines()]
+    points = [[int(np.float32(number)) for number in line.split()[:2]] for line in file.read_text().splitlines()]
     x0, y0, x1 = points[1][0], points[52][1], points[31][0]
     return x0, y0, x1, y0 + x1 - x0
 

@@ -78,6 +78,10 @@ def test_keyframes_are_told_by_their_bytes(codec: Codec) -> None:
     assert not begins_anew(b"", codec)
 
 
+def test_obus_may_have_an_extension_byte() -> None:
+    assert obu_types(bytes([0x0E, 0x00, 0x01, 0xAA, 0x32, 0x01, 0xBB])) == [1, 6]
+
+
 @pytest.mark.parametrize("data", [b"", b"\x0a", b"\x0a\xff", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff", b"\x12\x00\x32"])
 def test_broken_obus_end(data: bytes) -> None:
     assert len(obu_types(data)) <= len(data)

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY
 
 from gpurender import InputError, OutputError, UNet, export_onnx, load_audio_engine
-from gpurender.cache import cache_directory
+from gpurender.cache import cache_directory, is_whole
 from gpurender.export import cached_onnx, example_input
 from gpurender.find import BUNDLED
 from gpurender.seeds import seeded_weights
@@ -142,6 +142,11 @@ def test_a_user_without_a_home_has_the_cache_that_is_named(tmp_path: Path, monke
     monkeypatch.delenv("GPURENDER_CACHE")
     with pytest.raises(OutputError, match="no home directory for a cache; set GPURENDER_CACHE"):
         cache_directory()
+
+
+def test_a_file_of_no_sums_says_nothing_of_what_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "SHA256SUMS").touch()
+    assert not is_whole(tmp_path / "SHA256SUMS")
 
 
 def test_a_damaged_export_is_made_anew(

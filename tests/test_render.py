@@ -32,6 +32,7 @@ from gpurender import (
     write_frames,
 )
 from gpurender.engine import EngineName
+from gpurender.faces import alone
 from gpurender.network import Encoded
 from gpurender.render import Pixels
 from gpurender.template import Order
@@ -248,6 +249,14 @@ def test_the_programs_default_device_does_not_matter(
     with torch.device("meta"):
         found = rendered()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_face_that_is_kept_does_not_hold_its_batch() -> None:
+    batch = torch.arange(24.0).reshape(4, 6)
+    (kept,) = alone((batch[2],))
+    assert torch.equal(kept, batch[2])
+    assert kept.untyped_storage().nbytes() == 6 * 4
+    assert alone((kept,))[0] is kept
 
 
 class Scarce:
