@@ -9,7 +9,7 @@ import torch
 from .cuda import is_out_of_memory
 from .errors import DeviceError, first_line
 
-CAPTURES_MAY_FAIL = "2.13"  # before, torch's allocator is as while it captures for good (pytorch issue 180395)
+CAPTURES_MAY_FAIL = "2.13"  # before, torch's allocator is as while it captures for good (pytorch #180395)
 CAPTURING = threading.Lock()  # a capture begins by waiting for the whole GPU; nobody else may wait for it meanwhile
 
 
