@@ -141,7 +141,7 @@ def write_sample(
         name: np.ascontiguousarray(tensor[0].cpu().numpy(), "<f4")
         for name, tensor in zip(ARRAYS, (faces, window, drawn), strict=True)
     }
-    np.savez(directory / arrays, allow_pickle=False, **stored)
+    np.savez(directory / arrays, **stored)
     return {
         "index": index,
         "template_frame": shown[0],

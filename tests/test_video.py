@@ -275,7 +275,7 @@ def test_bt601_and_untagged_colours_are_as_near_as_opencvs(
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
 def test_our_own_videos_keep_their_colours(tmp_path: Path, codec: Any) -> None:
     colours = torch.randint(0, 256, (60, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    flat = colours[:, :, None, None].expand(60, 3, 48, 64)
+    flat = colours[:, :, None, None].expand(60, 3, 64, 96)
     write_frames([flat], tmp_path / "flat.mp4", fps=25, codec=codec, quality=1)
     frames = torch.stack(VideoFrames(tmp_path / "flat.mp4").frames(range(60)))
     assert (frames.int() - flat.int()).abs().max() <= 2
