@@ -141,7 +141,7 @@ def write_sample(
         name: np.ascontiguousarray(tensor[0].cpu().numpy(), "<f4")
         for name, tensor in zip(ARRAYS, (faces, window, drawn), strict=True)
     }
-    np.savez(directory / arrays, **stored)
+    np.savez(directory / arrays, **stored)  # pyright: ignore[reportArgumentType]  # of names that are options
     return {
         "index": index,
         "template_frame": shown[0],
