@@ -129,7 +129,7 @@ class DaliPictures:
 
     def _difference_from_pillow(self) -> float:
         """Levels on average, for a picture made here."""
-        made = np.random.RandomState(0).randint(0, 256, (6, 8, 3), np.uint8)
+        made = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
         stream = io.BytesIO()
         Image.fromarray(made).resize((64, 48), Image.Resampling.BICUBIC).save(stream, "JPEG", subsampling="4:2:0")
         with self._context:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +53,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU (GPURENDER_REQUIRE_GPU=1 makes this a failure)"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _truth_is_no_number() -> None:
+    """Triton 3.9's interpreter makes integers of a scalar's truth as it spreads it over a block, and then takes no such
+    mask. Its compiler is right."""
+    if "TRITON_INTERPRET" not in os.environ or find_spec("triton") is None:
+        return
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    spread = cast(Any, InterpreterBuilder.create_splat)
+
+    def create_splat(builder: Any, *given: Any) -> Any:
+        made = spread(builder, *given)
+        if any(getattr(getattr(value, "data", None), "dtype", None) == np.bool_ for value in given):
+            made.data = made.data.astype(np.bool_)
+        return made
+
+    cast(Any, InterpreterBuilder).create_splat = create_splat
 
 
 @pytest.fixture(scope="session", autouse=True)

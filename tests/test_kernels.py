@@ -365,7 +365,7 @@ def test_kernels_compile_and_keep_their_values_in_registers(
     of_networks = {"pointwise_kernel", "depthwise_kernel", "depthwise_halving_kernel"}
     assert {name.split()[0] for name in compiled} == of_pixels | of_networks
     for name, needs in compiled.items():
-        assert needs["stack"] <= (0 if name.split()[0] in of_pixels else 128), f"{name} spills {needs['stack']} bytes"
+        assert needs["stack"] <= (0 if name.split()[0] in of_pixels else 160), f"{name} spills {needs['stack']} bytes"
         few = name.split()[0] in of_pixels and "float64" not in name
         assert needs["registers"] <= 128 or not few, f"{name} needs {needs['registers']} registers"
         if name.startswith("to_nv12_kernel") and "EVEN" in name:

@@ -38,7 +38,7 @@ def by_scikit_image(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 def test_any_pictures(width: int, height: int, kind: str, change: int, seed: int) -> None:
     random = np.random.RandomState(seed)
     a = {
-        "noise": lambda: random.randint(0, 256, (height, width, 3), np.uint8),
+        "noise": lambda: random.randint(0, 256, (height, width, 3)).astype(np.uint8),
         "waves": lambda: picture(width, height, seed % 1000),
         "flat": lambda: np.full((height, width, 3), random.randint(256), np.uint8),
         "extremes": lambda: (255 * random.randint(0, 2, (height, width, 3))).astype(np.uint8),
