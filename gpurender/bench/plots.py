@@ -35,7 +35,7 @@ def bars(rows: Sequence[tuple[str, float, float, float, float | None]], unit: st
         if least is not None:
             parts.append(f'<rect class="other" x="{left}" y="{y + 17}" width="{least * scale:.1f}" height="6"/>')
         parts.append(line(left + low * scale, y + 14, left + high * scale, y + 14, "range"))
-        parts.append(label(left + high * scale + 8, y + 18, number(value)))
+        parts.append(label(left + max(high, least or 0.0) * scale + 8, y + 18, number(value)))
     return svg(height, parts, f"{unit} by stage")
 
 
