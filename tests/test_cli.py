@@ -130,33 +130,30 @@ def test_export(run: Run, tiny_unet: Path) -> None:
     assert run("export", tiny_unet, "--out", "a.onnx").exit_code == 2
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+HOSTS = "DefaultCPUAllocator: can't allocate memory"
+GPUS = "CUDA error: out of memory\nCUDA kernel errors might be …"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        *((kind(GPUS), "the GPU") for kind in (torch.OutOfMemoryError, torch.AcceleratorError)),
+        *((kind(HOSTS), "this machine") for kind in (MemoryError, RuntimeError)),
+    ],
+)
 def test_no_memory_to_load_anything(
-    run: Run, anna: Path, monkeypatch: pytest.MonkeyPatch, error: type[RuntimeError]
+    run: Run, anna: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
 ) -> None:
     def fails(*given: object, **options: object) -> None:
-        raise error("CUDA error: out of memory\nCUDA kernel errors might be …")
+        raise error
 
     monkeypatch.setattr(importlib.import_module("gpurender.render"), "make", fails)
     result = run("make", "--template", anna, "--audio", "hello")
     assert result.exit_code == 2
+    advice = "end other programs on it, or give --device cpu; or " if told == "the GPU" else ""
+    first_line = str(error).splitlines()[0]
     assert result.stderr == (
-        "Error: the GPU has too little free memory (CUDA error: out of memory); end other programs on it, or give "
-        "--device cpu; or give a smaller --batch or --memory.\n"
-    )
-
-
-@pytest.mark.parametrize("kind", [MemoryError, RuntimeError])
-def test_no_memory_of_the_host(run: Run, anna: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
-    def fails(*given: object, **options: object) -> None:
-        raise kind("DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(importlib.import_module("gpurender.render"), "make", fails)
-    result = run("make", "--template", anna, "--audio", "hello")
-    assert result.exit_code == 2
-    assert result.stderr == (
-        "Error: this machine has too little free memory (DefaultCPUAllocator: can't allocate memory); "
-        "give a smaller --batch or --memory.\n"
+        f"Error: {told} has too little free memory ({first_line}); {advice}give a smaller --batch or --memory.\n"
     )
 
 
