@@ -92,7 +92,7 @@ def exact_products() -> Iterator[None]:
 def without_tf32() -> ExitStack:
     """Forbid it; closing what is returned sets everything as it was.
 
-    torch has two switches, and the older one raises an error where somebody has used the newer one (of torch 2.9).
+    torch has two switches, and the older one raises an error where somebody has used the newer one.
     """
     cudnn: Any = torch.backends.cudnn
     before = ExitStack()
@@ -101,10 +101,9 @@ def without_tf32() -> ExitStack:
         cudnn.allow_tf32 = False
     except RuntimeError:
         before.pop_all()
-    convolutions: Any = getattr(cudnn, "conv", None)
-    if getattr(convolutions, "fp32_precision", None) == "tf32":  # still: by the newer switch, for all of torch or this
-        before.callback(setattr, convolutions, "fp32_precision", "tf32")
-        convolutions.fp32_precision = "ieee"
+    if cudnn.conv.fp32_precision == "tf32":  # still: by the newer switch, for all of torch or for this
+        before.callback(setattr, cudnn.conv, "fp32_precision", "tf32")
+        cudnn.conv.fp32_precision = "ieee"
     return before
 
 

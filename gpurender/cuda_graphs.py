@@ -13,6 +13,10 @@ CAPTURES_MAY_FAIL = "2.13"  # before, torch's allocator is as while it captures 
 CAPTURING = threading.Lock()  # a capture begins by waiting for the whole GPU; nobody else may wait for it meanwhile
 
 
+class CaptureError(DeviceError):
+    """A capture failed, and this torch cannot go on after that."""
+
+
 def captured(launch: Callable[[int], None], device: torch.device) -> Callable[[], None]:
     """Capture a launch in a CUDA graph without running it; what is returned runs it, on torch's current stream.
 
@@ -20,7 +24,7 @@ def captured(launch: Callable[[int], None], device: torch.device) -> Callable[[]
         launch: is given the stream to launch on, torch's current one meanwhile, by its handle.
 
     Raises:
-        DeviceError: it failed, and this torch cannot go on after that.
+        CaptureError: it failed, and this torch cannot go on after that; a newer one raises what failed.
     """
     graph = torch.cuda.CUDAGraph()
     # Of another priority than the stages' streams: torch has 32 of each and gives them out in turns, so that a stage
@@ -32,7 +36,7 @@ def captured(launch: Callable[[int], None], device: torch.device) -> Callable[[]
             launch(stream.cuda_stream)
     except Exception as error:
         if torch.__version__ < CAPTURES_MAY_FAIL and not is_out_of_memory(error):
-            raise DeviceError(
+            raise CaptureError(
                 f"a CUDA graph could not be captured ({first_line(error)}), and torch {torch.__version__} frees no "
                 f"memory after that; update torch to {CAPTURES_MAY_FAIL} or newer."
             ) from error

@@ -8,7 +8,7 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
-from .cuda_graphs import Turns, captured
+from .cuda_graphs import CaptureError, Turns, captured
 from .errors import first_line
 from .halves import Halves
 from .network import Encoded, Mode
@@ -175,6 +175,8 @@ class Runner:
             return None
         try:
             return captured(lambda handle: self._launch(self._full, handle), self._device)
+        except CaptureError:
+            raise
         except (RuntimeError, PlanError) as error:
             reason = first_line(error)
             self._notes.append(f"TensorRT's launches could not be captured in a CUDA graph ({reason})")

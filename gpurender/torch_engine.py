@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .cuda import exact_products, is_out_of_memory
-from .cuda_graphs import Turns, captured
+from .cuda_graphs import CaptureError, Turns, captured
 from .errors import first_line
 from .export import example_input
 from .fused_network import FusedUNet
@@ -155,6 +155,8 @@ class Replays:
         try:
             self._levels, self._audio = stacked(encoded), audio.clone()
             self._replay = captured(launch, self._device)
+        except CaptureError:
+            raise
         except RuntimeError as error:
             self._forget()
             if is_out_of_memory(error):

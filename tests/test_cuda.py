@@ -72,7 +72,6 @@ for _ in range(2):
 """
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older switch alone")
 @pytest.mark.parametrize("global_switch", [False, True])
 @pytest.mark.parametrize("of_convolutions", ["ieee", "tf32", "none"])
 def test_products_are_exact_where_the_newer_switch_is_used(global_switch: bool, of_convolutions: str) -> None:

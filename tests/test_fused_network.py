@@ -12,7 +12,7 @@ from driver_stub import run_python
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from gpurender import cuda_graphs, torch_engine
+from gpurender import DeviceError, cuda_graphs, torch_engine
 from gpurender.engine import least_psnr
 from gpurender.export import example_input
 from gpurender.fused_network import FusedUNet
@@ -343,6 +343,18 @@ def test_after_a_capture_that_fails_the_gpu_works_on() -> None:
     """In a program of its own: before 2.13, torch captures nothing after that."""
     done = run_python(AFTER_A_CAPTURE, dict(os.environ))
     assert done.stdout.split() == ["failed", "True", "True"], done.stderr
+
+
+def test_where_torch_cannot_go_on_after_a_capture_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(launch: object, device: torch.device) -> Callable[[], None]:
+        raise cuda_graphs.CaptureError("update torch")
+
+    monkeypatch.setattr(torch_engine, "captured", refuses)
+    replays = Replays(decoded, CPU, notes := [])
+    replays(*batch(2, 0))
+    with pytest.raises(DeviceError, match="update torch"):
+        replays(*batch(2, 1))
+    assert notes == []
 
 
 def test_without_graphs_it_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 import gpurender.tensorrt_engine as tensorrt_module
 from gpurender import load_engine, predict
+from gpurender.cuda_graphs import CaptureError
 from gpurender.engine import least_psnr
 from gpurender.export import example_input
 from gpurender.find import BUNDLED
 from gpurender.halves import cut, read_halves, read_network
-from gpurender.tensorrt_build import PlanMemoryError, find_tensorrt
+from gpurender.tensorrt_build import PlanError, PlanMemoryError, find_tensorrt
 from gpurender.tensorrt_engine import TensorRtEngine
 from gpurender.tensorrt_plan import PlanLoader
 
@@ -135,12 +136,15 @@ def test_full_batches_are_replayed(tiny_onnx: Path, monkeypatch: pytest.MonkeyPa
     assert plans["decoder"].contexts[0][1].shapes["audio"][0] == 3
 
 
-def test_without_cuda_graphs_it_runs_on_and_says_so(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, PlanError])
+def test_without_cuda_graphs_it_runs_on_and_says_so(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
     engine, plans = stand_in_engine(read_halves(tiny_onnx))
     graphs_on_the_host(engine, monkeypatch)
 
     def failing(*rest: Any) -> Callable[[], None]:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        raise kind("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(tensorrt_module, "captured", failing)
     inputs, expected = expected_pictures(tiny_onnx, 3)
@@ -150,6 +154,20 @@ def test_without_cuda_graphs_it_runs_on_and_says_so(tiny_onnx: Path, monkeypatch
         "TensorRT's launches could not be captured in a CUDA graph (operation not permitted when stream is capturing)"
     ]
     assert plans["decoder"].contexts[0][1].batches == [3] * 4
+
+
+def test_where_torch_cannot_go_on_after_a_capture_it_does_not(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = stand_in_engine(read_halves(tiny_onnx))
+    graphs_on_the_host(engine, monkeypatch)
+
+    def failing(*rest: Any) -> Callable[[], None]:
+        raise CaptureError("update torch")
+
+    monkeypatch.setattr(tensorrt_module, "captured", failing)
+    inputs, _ = expected_pictures(tiny_onnx, 3)
+    predict(engine, *inputs)  # a graph is captured once a full batch has run without
+    with pytest.raises(CaptureError, match="update torch"):
+        predict(engine, *inputs)
 
 
 def test_two_threads(tiny_onnx: Path) -> None:
