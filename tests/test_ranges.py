@@ -95,6 +95,28 @@ def test_convolutions_in_bytes_are_torchs() -> None:
     assert (found - expected).abs().mean() < 0.5 * lost  # the zero lies elsewhere, by less than a step
 
 
+@pytest.mark.usefixtures("_bytes")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_zero_is_among_the_bytes_of_inputs_that_are_all_positive_or_negative(sign: int) -> None:
+    """Padding is zeros: a range without it would have OpenVINO compute in float32 instead."""
+    x = opset.parameter([1, 4, 6, 6], np.float32)
+    weights = np.ones((8, 4, 3, 3), np.float32)
+    model = openvino.Model([opset.convolution(x, weights, [1, 1], [1, 1], [1, 1], [1, 1])], [x])  # pyright: ignore
+    low, high = sorted((2.0 * sign, 3.0 * sign))
+    lowered = in_bytes(model, {x.get_friendly_name(): (low, high)})
+    compiled = openvino.Core().compile_model(lowered, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    pixels = torch.linspace(low, high, 144).reshape(1, 4, 6, 6)
+    found = torch.from_numpy(compiled([pixels.numpy()])[0])
+    expected = F.conv2d(pixels, torch.from_numpy(weights), padding=1)
+    assert (found - expected).abs().max() < 36 * 3 / 255
+    run = [
+        op
+        for op in compiled.get_runtime_model().get_ops()
+        if op.get_rt_info()["layerType"].astype(str) == "Convolution"
+    ]
+    assert [op.get_rt_info()["runtimePrecision"].astype(str) for op in run] == ["u8"]
+
+
 def test_numbers_that_are_not_finite_are_refused() -> None:
     x = opset.parameter([1, 2, 4, 4], np.float32)
     weights = np.ones((2, 2, 1, 1), np.float32)

@@ -19,6 +19,7 @@ from gpurender.software_encoder import SoftwareEncoder, segments_at_once
 from gpurender.timings import Timings
 
 CPU = torch.device("cpu")
+SPS, PPS = 7, 8  # H.264, table 7-1
 
 
 @pytest.fixture
@@ -62,10 +63,20 @@ def test_segments_are_one_video(tmp_path: Path, short: int, device: torch.device
     for path in (one, many):
         with opened(path) as container:
             headers.append(container.streams.video[0].codec_context.extradata)
-            times.append([(p.dts, p.pts, p.is_keyframe) for p in container.demux(video=0) if p.size])
+            packets = [packet for packet in container.demux(video=0) if packet.size]
+        times.append([(p.dts, p.pts, p.is_keyframe) for p in packets])
+        assert not {SPS, PPS} & {kind for packet in packets for kind in nal_unit_types(bytes(packet))}  # once, in front
     assert headers[0] == headers[1]
     assert [dts for dts, _, _ in times[1]] == [dts for dts, _, _ in times[0]]
     assert [i for i, (_, _, key) in enumerate(times[1]) if key] == list(range(0, 95, short))
+
+
+def nal_unit_types(packet: bytes) -> Iterator[int]:
+    """Of H.264, each unit behind its length, as containers have them."""
+    while packet:
+        length = int.from_bytes(packet[:4], "big")
+        yield packet[4] & 31
+        packet = packet[4 + length :]
 
 
 def test_a_segment_is_as_long_as_x264_lets_a_keyframe_wait(tmp_path: Path) -> None:
