@@ -80,17 +80,16 @@ def launched(work: Callable[[], object], launch: str, device: torch.device) -> C
     return replay
 
 
-def of_layers(network: UNet, faces: Tensor, audio: Tensor) -> dict[str, Callable[[], object]]:
+def of_layers(network: UNet, faces: Tensor, audio: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "first half", lambda: network.encode(faces)
     levels = network.encode(faces)
-    return {
-        "first half": lambda: network.encode(faces),
-        "second half": lambda: network.decode(faces, levels, audio),
-    }
+    yield "second half", lambda: network.decode(faces, levels, audio)
 
 
-def of_kernels(fused: FusedUNet, faces: Tensor, audio: Tensor) -> dict[str, Callable[[], object]]:
+def of_kernels(fused: FusedUNet, faces: Tensor, audio: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "first half", lambda: fused.encode(faces)
     levels = fused.encode(faces)
-    return {"first half": lambda: fused.encode(faces), "second half": lambda: fused.decode(levels, audio)}
+    yield "second half", lambda: fused.decode(levels, audio)
 
 
 def measure(
@@ -124,23 +123,23 @@ def measure_way(
         faces, audio = (tensor.to(device, dtype) for tensor in example_input(batch, network.mode))
         faces = faces.to(memory_format=layout)
         halves = of_layers(network, faces, audio) if fused is None else of_kernels(fused, faces, audio)
-        for half, work in halves.items():
-            of = {"at_once": batch, **way._asdict()}
-            tell(f"{half}, {batch} at a time, {', '.join(way)}")
-            search = way.launch == "searched graph"
-            with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):  # fp32 means fp32
+        search = way.launch == "searched graph"
+        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):  # fp32 means fp32
+            for half, work in halves:
+                of = {"at_once": batch, **way._asdict()}
+                tell(f"{half}, {batch} at a time, {', '.join(way)}")
                 began = time.perf_counter()
                 ready = launched(work, way.launch, device)
                 drawn = ready()
                 taken = time.perf_counter() - began
                 picture = drawn.float().cpu() if isinstance(drawn, Tensor) else None  # before later runs write there
                 runs = [seconds(ready, device) for _ in range(repeats)]
-            yield Measured(half, of, "frames a second", [batch / run for run in runs])
-            yield Measured(f"{half}, before its first batch", of, "s", [taken])
-            if picture is not None:
-                likeness = least_psnr(picture, expected.setdefault(batch, picture))
-                if math.isfinite(likeness):  # else it is the very same
-                    yield Measured(f"{half}, PSNR to float32", of, "dB", [likeness])
+                yield Measured(half, of, "frames a second", [batch / run for run in runs])
+                yield Measured(f"{half}, before its first batch", of, "s", [taken])
+                if picture is not None:
+                    likeness = least_psnr(picture, expected.setdefault(batch, picture))
+                    if math.isfinite(likeness):  # else it is the very same
+                        yield Measured(f"{half}, PSNR to float32", of, "dB", [likeness])
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -45,10 +46,12 @@ def measure_and_keep(
     """
     try:
         device = str(resolve_device(given.device))
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)  # Triton's clock and graphs of our own are the current device's
         others = OtherWork()
-        with tempfile.TemporaryDirectory(prefix=f"gpurender-{suite}-") as name, own_caches(Path(name) / "cache"):
+        with ExitStack() as around:
+            if device.startswith("cuda"):  # Triton's clock and graphs of our own are the current device's
+                around.enter_context(torch.cuda.device(device))
+            name = around.enter_context(tempfile.TemporaryDirectory(prefix=f"gpurender-{suite}-"))
+            around.enter_context(own_caches(Path(name) / "cache"))
             results = [*measure(Path(name), device)]
             if (share := others.percent()) is not None:
                 results.append(Measured(OTHERS, {}, "%", [share]))

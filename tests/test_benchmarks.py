@@ -185,6 +185,20 @@ def test_ways_to_run_the_network(device: torch.device, monkeypatch: pytest.Monke
     assert all(db > (60 if kind == "fp32" else 15) for kind, db in likeness.items())
 
 
+def test_float32_is_float32_in_both_halves(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(self: UNet, faces: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return whole(self, faces)
+
+    allowed, whole = [], UNet.encode
+    monkeypatch.setattr(UNet, "encode", encode)
+    monkeypatch.setattr(network, "PRECISIONS", {device.type: ["fp32"]})
+    with torch.no_grad():
+        network.measure(UNet(**TINY).eval(), device, [1], ["eager"], repeats=1)
+    assert len(allowed) > 2
+    assert not any(allowed)
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "LAYOUTS", {"channels last": torch.channels_last})
@@ -296,6 +310,30 @@ def test_a_benchmark_that_fails_says_so_in_a_line(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=says):
             measure_and_keep("memory", given, measure)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("device", "index"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_a_benchmark_makes_its_gpu_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, index: int
+) -> None:
+    current = [0]
+
+    def exchange(other: int) -> int:
+        before, current[0] = current[0], other
+        return before
+
+    def measure(folder: Path, device: str) -> list[Measured]:
+        raise InputError(f"on GPU {current[0]}.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    for exchanging in ("_exchange_device", "_maybe_exchange_device"):
+        monkeypatch.setattr(torch.cuda, exchanging, exchange)
+    given = options(None).parse_args(["--device", device, "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"on GPU {index}"):
+        measure_and_keep("memory", given, measure)
+    assert current == [0]
 
 
 def by_hand(suite: str = "memory", version: str = "1.2") -> Record:
