@@ -175,15 +175,24 @@ def write_frames(
         container = open_files.enter_context(av.open(name, "w", format=kind, options=container_options))
         video, notes = open_encoder(encoder, container, codec, quality, rate, first)
         track = None
+
+        def begin_sound() -> SoundTrack | None:
+            if sound is None or source is None:
+                return None
+            begun = SoundTrack(container, sound, source)
+            open_files.callback(begun.close)
+            return begun
+
+        if container.streams.video:  # else it is there with the first packets, and the sound's comes behind it
+            track = begin_sound()
         count = 0
         held = [first]
         del first
         packets_of = video.packets(emptied_then(held, iterator), timings or Timings())
         with closing(packets_of):  # pyright: ignore[reportArgumentType]
             for count, packets in packets_of:
-                if packets and track is None and sound is not None and source is not None:
-                    track = SoundTrack(container, sound, source)  # behind the picture's track, which is there by now
-                    open_files.callback(track.close)
+                if packets and track is None:
+                    track = begin_sound()
                 container.mux(packets)
                 if track is not None:
                     track.write_until(count / rate)

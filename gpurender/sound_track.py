@@ -17,8 +17,9 @@ from .errors import InputError
 from .prefetch import prefetch
 from .sound import decoded_frames
 
-AHEAD = 64
-"""Packets that may be ready before the picture has come so far: of 1024 samples each, a second or more."""
+AHEAD = 4096
+"""Packets that may be ready before the picture has come so far, of 1024 samples each: a minute and a half at 48 kHz, in
+two megabytes. A video in segments comes late and in large pieces; its sound is made meanwhile."""
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
@@ -41,7 +42,9 @@ class SoundTrack:
             self._stream.codec_context.open()
         except av.error.FFmpegError as error:
             raise self._impossible(sound, error) from None
-        self._packets = prefetch(self._encode(sound, _decode(sound, source)), AHEAD)
+        packets = prefetch(self._encode(sound, _decode(sound, source)), AHEAD)
+        self._packets = chain([next(packets, None)], packets)  # its thread begins when the first is asked for
+        self._end = packets.close
         self._written_seconds: Fraction | float = 0
 
     def write_until(self, seconds: Fraction | None) -> None:
@@ -56,7 +59,7 @@ class SoundTrack:
 
     def close(self) -> None:
         """End the thread, which reads the source."""
-        self._packets.close()
+        self._end()
 
     def _encode(self, sound: str | Path, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
         try:

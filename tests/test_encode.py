@@ -1,6 +1,7 @@
 """What is written is read back with decoders that know nothing of our writer."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,7 +16,7 @@ import torch
 from av.container import InputContainer
 from PIL import Image
 
-from gpurender import InputError, OutputError, rgb_to_nv12, write_frames
+from gpurender import InputError, OutputError, rgb_to_nv12, sound_track, write_frames
 from gpurender.encode import check_destination
 from gpurender.mjpeg import jpeg_quality
 from gpurender.software_encoder import Codec, SoftwareEncoder, nv12_frames, yuv_frames
@@ -464,6 +465,26 @@ def test_sound_and_frames_are_interleaved(tmp_path: Path) -> None:
             if packet.dts is not None:
                 latest[packet.stream.type] = float(packet.dts * packet.time_base)
                 assert abs(latest["video"] - latest["audio"]) < 1.5
+
+
+def test_sound_is_made_while_the_first_packets_are_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a video in segments come late."""
+
+    def heard_to_the_end(*of: Any) -> Iterator[av.AudioFrame]:
+        yield from decode(*of)
+        ended.set()
+
+    def late(self: SoftwareEncoder, *of: Any) -> Iterator[Any]:
+        in_time.append(ended.wait(10))
+        yield from packets(self, *of)
+
+    decode, packets, ended, in_time = sound_track._decode, SoftwareEncoder.packets, threading.Event(), []
+    monkeypatch.setattr(sound_track, "_decode", heard_to_the_end)
+    monkeypatch.setattr(SoftwareEncoder, "packets", late)
+    out = tmp_path / "a.mp4"
+    write_frames([smooth(25)], out, fps=25, sound=clicks(tmp_path / "a.wav", 48_000, 2, at=(0.5,) * 2, seconds=20))
+    assert in_time == [True]
+    assert heard(out).seconds == pytest.approx(20, abs=TICK)
 
 
 def test_a_videos_sound_is_sound(tmp_path: Path) -> None:
