@@ -60,12 +60,12 @@ def why_no_cuda() -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's memory did not do: as torch says it of its own tensors, DALI (by MemoryError), and CUDA and
-    Triton of theirs."""
+    """Whether a device's memory did not do: as torch says it of its own tensors, DALI (by MemoryError), and CUDA,
+    its libraries and Triton of theirs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(error).lower()
-    told = ("out of memory", "can't allocate memory", "bad_alloc")
+    told = ("out of memory", "can't allocate memory", "bad_alloc", "_status_alloc_failed")
     return isinstance(error, RuntimeError) and any(some in words for some in told)
 
 

@@ -101,6 +101,8 @@ class NvdecFrames:
         except Exception as error:  # PyNvVideoCodec's derive from Exception alone
             if is_out_of_memory(error):
                 raise
+            if "OUT_OF_MEMORY" in str(error):  # of the driver, as PyNvVideoCodec tells it
+                raise torch.OutOfMemoryError(reason(error)) from None
             raise InputError(
                 f"{self._video.file}: NVDEC cannot decode some of the frames {min(indices)} to {max(indices)} "
                 f"({reason(error)}); with --decoder pyav the CPU decodes."

@@ -17,8 +17,9 @@ from torch import Tensor
 SEGMENT = 250
 """Frames: x264's `keyint`."""
 
-COPIED_AT_ONCE = 8
-"""Frames: whoever encodes them on the host keeps a few copies in page-locked memory, for each segment."""
+COPIED_BYTES = 2**24
+"""Of frames given at a time, if not one is more: who encodes them on the host keeps a few such pieces in page-locked
+memory, for each segment."""
 
 WAITING_BYTES = 2**32
 """That frames may take which wait for their encoders; on a GPU, no more than an eighth of what is free."""
@@ -63,7 +64,7 @@ class Segment:
                 stream.wait_event(there)
                 frames.record_stream(stream)
             self._room.put(None)
-            yield from frames.split(COPIED_AT_ONCE)
+            yield from frames.split(max(COPIED_BYTES // frames[0].nbytes, 1))
 
     def drop(self) -> None:
         """Take what is still to come: its encoder failed."""

@@ -209,6 +209,21 @@ def test_a_failure_later_is_told_with_what_to_do(tmp_path: Path) -> None:
         frames.frames([12, 11, 9])
 
 
+def test_too_little_memory_later_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A render halves its batch then."""
+
+    def fail(self: Stub, indices: list[int]) -> list[torch.Tensor]:
+        raise Failure(
+            "Decode : \nError code : 2\nError Type : CUDA driver API error CUDA_ERROR_OUT_OF_MEMORY\nat a.cpp:1"
+        )
+
+    file = video(tmp_path, frames=20)
+    frames = NvdecFrames(VideoFrames(file), Stub(file), CPU)
+    monkeypatch.setattr(Stub, "get_batch_frames_by_index", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+        frames.frames([1])
+
+
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "ten bits": ({"pixel_format": "yuv420p10le"}, "NVDEC is used for 8-bit 4:2:0, but .* is yuv420p10le"),
     "4:4:4": ({"pixel_format": "yuv444p"}, "is yuv444p"),

@@ -114,6 +114,19 @@ def test_empty_batches_and_order(short: int) -> None:
     assert list(encoded_in_segments(iter([torch.empty(0)]), numbered, 3)) == []
 
 
+@pytest.mark.parametrize(("nbytes", "at_once"), [(2**20, 16), (2**23, 2), (2**24 + 1, 1)])
+def test_large_frames_are_given_a_few_at_a_time(nbytes: int, at_once: int) -> None:
+    def encode(first: int, frames: Iterator[torch.Tensor]) -> Iterator[Packet]:
+        for part in frames:
+            sizes.append(len(part))
+            yield from map(packet_of, range(len(part)))
+
+    sizes: list[int] = []
+    batch = torch.empty(1, dtype=torch.uint8).expand(16, nbytes)
+    assert len(list(encoded_in_segments(iter([batch]), encode, 2))) == 16
+    assert sizes == [at_once] * (16 // at_once)
+
+
 def test_no_more_frames_wait_than_are_allowed(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders that hold still: the caller is stopped, too."""
     batch = torch.zeros(10, 8, dtype=torch.uint8)
