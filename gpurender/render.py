@@ -41,7 +41,7 @@ from .progress import Progress, Silent
 from .report import Summary
 from .software_encoder import Codec
 from .sound import open_sound
-from .template import VIDEO, DecoderName, Order, Template, frame_order, open_template
+from .template import VIDEO, DecoderName, Order, Template, decoded_ahead, frame_order, open_template
 from .timings import Timings, write_trace
 
 Pixels = Literal["rgb", "nv12"]
@@ -290,16 +290,19 @@ def make(
     check_destination(out, frames=len(features), codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     progress.stage(f"loading {network.name}")
     probe = probe_inputs(person, features) if precision in PROBED else None
-    runtime = load_engine(
-        network,
-        mode=features.mode,
-        device=place,
-        engine=engine,
-        precision=precision,
-        batch=batch,
-        probe=probe,
-        notify=progress.stage,
-    )
+    shown = frame_order(len(person), range(len(features)), order, start_frame)
+    # A GPU has a decoder of its own, which would be idle; and the encoders begin with little if it has to begin then.
+    with decoded_ahead(person, shown) if place.type == "cuda" else nullcontext():
+        runtime = load_engine(
+            network,
+            mode=features.mode,
+            device=place,
+            engine=engine,
+            precision=precision,
+            batch=batch,
+            probe=probe,
+            notify=progress.stage,
+        )
 
     rendering = time.perf_counter()
     timings = Timings(spans=None if trace is None else [])

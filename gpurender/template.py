@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,6 +24,8 @@ BESIDE_VIDEO: dict[DecoderName, DecoderName] = {"nvdec": "auto", "pyav": "pillow
 CPU_MEMORY_BUDGET = 512 * 2**20
 PICTURES, VIDEO = "full_body_img", "full_body_video.mp4"
 LANDMARKS = "landmarks"
+AHEAD = 8
+"""Frames that are decoded ahead at a time: whoever no longer wants more waits for as many."""
 RECTANGLES = ("cache/crop_rectangles.json", "crop_rectangles.json")
 
 
@@ -110,6 +114,39 @@ class Template:
         check_process(self._process, "template")
         return self._frames(indices), self._masks(indices) if self._masks else None
 
+    def keep(self, indices: Sequence[int]) -> None:
+        """Decode those of some frames that will stay on the device. Not while `frames` is at work.
+
+        Raises:
+            InputError: as `frames`.
+        """
+        check_process(self._process, "template")
+        self._frames.keep(indices)
+        if self._masks:
+            self._masks.keep(indices)
+
+
+@contextmanager
+def decoded_ahead(template: Template, indices: Iterable[int]) -> Iterator[None]:
+    """Meanwhile, a thread decodes frames that stay on the device, in this order, as far as it comes. What it cannot
+    decode is told when it is used."""
+    numbers = list(dict.fromkeys(indices))
+    stream = torch.cuda.Stream(template.device) if template.device.type == "cuda" else None
+
+    def keep(some: list[int]) -> None:
+        with torch.cuda.stream(stream):
+            template.keep(some)
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    try:
+        for start in range(0, len(numbers), AHEAD):
+            pool.submit(keep, numbers[start : start + AHEAD])
+        yield
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if stream is not None:
+            torch.cuda.current_stream(template.device).wait_stream(stream)
+
 
 class _Resident:
     """Reads tensors by number; the first `limit` that are read stay on the device, others are read at each use."""
@@ -121,11 +158,17 @@ class _Resident:
         self._there: dict[int, Tensor] = {}
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
+        self.keep(indices)
+        passing = self._tensors([i for i in dict.fromkeys(indices) if i not in self._there])
+        return torch.stack([passing[i] if i in passing else self._there[i] for i in indices])
+
+    def keep(self, indices: Sequence[int]) -> None:
         missing = [i for i in dict.fromkeys(indices) if i not in self._there]
-        new = {i: tensor.to(self._device) for i, tensor in zip(missing, self._read(missing), strict=True)}
-        for i in missing[: max(self._limit - len(self._there), 0)]:
-            self._there[i] = new[i]
-        return torch.stack([new[i] if i in new else self._there[i] for i in indices])
+        self._there |= self._tensors(missing[: self._limit - len(self._there)])
+
+    def _tensors(self, numbers: list[int]) -> dict[int, Tensor]:
+        read = self._read(numbers) if numbers else []
+        return {i: tensor.to(self._device) for i, tensor in zip(numbers, read, strict=True)}
 
 
 def _keep_masks(masks: Frames) -> Callable[[list[int]], list[Tensor]]:

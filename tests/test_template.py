@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import struct
+import threading
+import time
 import warnings
 import zlib
 from collections import Counter
@@ -34,7 +36,7 @@ from gpurender import InputError, Template, frame_order, open_template
 from gpurender.find import find_audio_encoder, find_network
 from gpurender.pictures import keep_mask, read_mask, read_picture
 from gpurender.rectangles import face_rect
-from gpurender.template import Order
+from gpurender.template import Order, decoded_ahead
 from gpurender.video import FEWEST, VideoFrames
 
 IMAGES, LANDMARKS, PARSING = "full_body_img", "landmarks", "parsing"
@@ -289,6 +291,59 @@ def test_default_budget_keeps_a_small_template(make_template: MakeTemplate, deco
         template.frames(range(5))
     assert set(decoded.values()) == {1}
     assert template.memory_left > 256 * 2**20
+
+
+@pytest.mark.parametrize("resident", [0, 3, 5])
+def test_frames_that_stay_are_decoded_ahead(
+    make_template: MakeTemplate, device: torch.device, decoded: Counter[str], resident: int
+) -> None:
+    path = make_template(parsing=True)
+    template = open_template(path, device=device, memory_budget=2 * resident * 320 * 240 * 4, decoder="pillow")
+    order = list(dict.fromkeys(frame_order(5, range(40))))
+    with decoded_ahead(template, order):
+        deadline = time.monotonic() + 10
+        while len(decoded) < 2 * resident and time.monotonic() < deadline:
+            time.sleep(0.01)
+    first = {
+        f"{folder}/{i}.{kind}": 1 for folder, kind in ((IMAGES, "jpg"), (PARSING, "png")) for i in order[:resident]
+    }
+    assert decoded == first
+    frames, keep = template.frames(order[:resident] or [0])
+    expected, masks = open_template(path, device=device, decoder="pillow").frames(order[:resident] or [0])
+    assert torch.equal(frames, expected)
+    assert keep is not None
+    assert masks is not None
+    assert torch.equal(keep, masks)
+
+
+def test_who_no_longer_wants_frames_ahead_waits_for_few(
+    make_template: MakeTemplate, decoded: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpurender.template.AHEAD", 1)
+    template = open_template(make_template(), memory_budget=2**30)
+    begun, may_go, whole = threading.Event(), threading.Event(), template.keep
+
+    def keep(indices: list[int]) -> None:
+        begun.set()
+        may_go.wait()
+        whole(indices)
+
+    monkeypatch.setattr(template, "keep", keep)
+    with decoded_ahead(template, range(5)):
+        assert begun.wait(10)
+        threading.Timer(0.1, may_go.set).start()
+    assert sum(decoded.values()) == 1
+
+
+def test_what_cannot_be_decoded_ahead_is_told_when_it_is_used(make_template: MakeTemplate) -> None:
+    path = make_template()
+    (path / IMAGES / "3.jpg").write_bytes((path / IMAGES / "3.jpg").read_bytes()[:700])
+    template = open_template(path, memory_budget=2**30)
+    with decoded_ahead(template, range(5)):
+        pass
+    assert len(template.frames([0, 1, 2, 4])[0]) == 4
+    with pytest.raises(InputError, match=r"3\.jpg is corrupt or truncated"):
+        template.frames([3])
 
 
 @pytest.mark.parametrize("budget", [0, 2**30])
