@@ -125,6 +125,7 @@ def build_plan(
     kernels = None if tensorrt.rtx else config.create_timing_cache(timings) or config.create_timing_cache(b"")
     if kernels is not None:
         config.set_timing_cache(kernels, False)
+    log.errors.clear()  # a cache that it refuses is no reason for what fails later
     monitor = monitor_of(api, progress)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(definition, config)

@@ -99,8 +99,9 @@ class Runner:
         self._whole = whole
         self._notes = notes
         self._turns = Turns(device)
-        self._inputs = {value.name: buffer(value, rows, device) for value in half.graph.input}
-        self._outputs = {value.name: buffer(value, rows, device) for value in half.graph.output}
+        with self._turns.taken():  # calls on other streams wait until they are filled
+            self._inputs = {value.name: buffer(value, rows, device) for value in half.graph.input}
+            self._outputs = {value.name: buffer(value, rows, device) for value in half.graph.output}
         full = self._context(often=True)
         if full is None:
             raise plan.error()
