@@ -2,7 +2,7 @@
 
 Nothing runs beside anything else, every picture is read from its file each time it is shown, the network sees one frame
 at a time in float32, and the video is written twice: as MJPEG, then as H.264 with the sound. Parity is tested against
-the script's own frames (tests/test_bench.py).
+the script's own frames (tests/test_benchmarks.py).
 """
 
 import shutil

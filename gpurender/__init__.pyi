@@ -11,7 +11,7 @@ from .engine import Engine, Probe, predict
 from .errors import DeviceError, InputError, OutputError
 from .export import export_onnx
 from .features import make_features, write_features
-from .find import find_sound, find_template
+from .find import find_audio_encoder, find_network, find_sound, find_template
 from .network import AudioEncoder, UNet, load_audio_encoder, load_unet
 from .pack import pack_template
 from .paste import paste_faces, paste_faces_nv12
@@ -21,6 +21,7 @@ from .reference_set import ReferenceSet, open_reference
 from .render import make, probe_inputs, render
 from .report import Summary
 from .template import Template, frame_order, open_template
+from .timings import Timings
 
 __all__ = [
     "AudioEncoder",
@@ -36,6 +37,7 @@ __all__ = [
     "ReferenceSet",
     "Summary",
     "Template",
+    "Timings",
     "UNet",
     "compare_frames",
     "compare_pictures",
@@ -43,6 +45,8 @@ __all__ = [
     "crop_faces",
     "export_onnx",
     "face_input",
+    "find_audio_encoder",
+    "find_network",
     "find_sound",
     "find_template",
     "frame_order",

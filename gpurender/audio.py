@@ -36,7 +36,8 @@ class Features:
 
     Attributes:
         mode: the kind of features, `ave`, `hubert` or `wenet`.
-        shape: what a feature file of them has, the number of frames first: (N,512), or as the file has it.
+        shape: of a feature file of them: (N,512) for sound at 25 frames a second, ready windows (N,32,16,16) at other
+            rates, else the file's own.
         fps: frames a second that the features stand for.
         source: the file they come from.
         sound: that file where it is sound (to be heard in the video), None for a feature file.
@@ -105,7 +106,7 @@ def load_features(
         path: any sound file or video with sound; `.npy` of (N,512) `ave`, (N,2,1024) `hubert` or (N,16,512) `wenet`
             features (trailing axes may be flat) or of ready windows (N,32,16,16), (N,32,32,32), (N,256,16,32); `.bin`
             of float32 with its shape in a `.bin.json` beside it.
-        encoder: turns mel windows into features; needed for sound only, see `load_audio_encoder`.
+        encoder: turns mel windows into features; needed for sound only, see `load_audio_engine`.
         fps: frames a second; None is the rate that the mode was trained at. Of sound, each frame hears what it would
             at 25, about its own moment; a feature file is taken to be at this rate.
         device: where windows are computed and returned.
@@ -122,12 +123,12 @@ def load_features(
     if path.is_dir():
         raise InputError(f"{path} is a directory; give a sound or feature file.")
     if not path.is_file():
-        raise InputError(f"{path} is a pipe or a device; sound is read twice, to be heard and for the video: save it.")
+        raise InputError(f"{path} is a pipe or a device, but sound is read twice; save it to a file first.")
     if path.suffix.lower() in FEATURE_FILES:
         return _stored_features(path, fps, device)
     if encoder is None:
         raise InputError(f"{path} is sound, which needs an audio encoder: give --audio-encoder (.onnx or .pth).")
-    return _speech_features(path, encoder, fps or FRAME_RATES["ave"], device)
+    return _speech_features(path, encoder, fps or TRAINED_FPS, device)
 
 
 # --- feature files ---------------------------------------------------------------------------------------------------

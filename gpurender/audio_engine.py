@@ -1,13 +1,14 @@
 """Which audio encoder hears a sound, and what runs it: torch a checkpoint, OpenVINO an ONNX export."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import FEATURE_FILES, AudioEncoderLike
+from .audio import FEATURE_FILES, AudioEncoderLike, Features, load_features
 from .cuda import resolve_device
 from .errors import InputError
 from .find import find_audio_encoder
@@ -15,15 +16,26 @@ from .network import load_audio_encoder
 from .private_openvino import openvino
 
 
-def encoder_for(audio: Path, template: Path, given: str | Path | None) -> Path | None:
-    """The audio encoder that some audio needs: the one that is given, else the template's; None for feature files.
+def hear(
+    audio: Path,
+    template: Path,
+    given: str | Path | None,
+    fps: float | None,
+    device: torch.device,
+    notify: Callable[[str], None],
+) -> tuple[Features, Path | None]:
+    """The features of some audio, and the audio encoder that makes them of sound: the one that is given, else the
+    template's; None for feature files.
 
     Raises:
-        InputError: the template has none, see `find_audio_encoder`.
+        InputError: the template has none, see `find_audio_encoder`; or as `load_features`.
     """
-    if audio.suffix.lower() in FEATURE_FILES:
-        return None
-    return find_audio_encoder(template) if given is None else Path(given)
+    file = encoder = None
+    if audio.suffix.lower() not in FEATURE_FILES:
+        file = find_audio_encoder(template) if given is None else Path(given)
+        encoder = load_audio_engine(file, device)
+    notify(f"reading {audio.name}")
+    return load_features(audio, encoder=encoder, fps=fps, device=device), file
 
 
 def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> AudioEncoderLike:

@@ -30,7 +30,7 @@ class Backdrops:
 
     Attributes:
         memory_left: bytes of the budget that backdrops will not take.
-        memory_for_all: bytes of a budget that does for all that are shown again.
+        memory_for_all: bytes in which the backdrops of all frames that are shown again fit.
     """
 
     def __init__(self, template: Template, shown_again: Collection[int], memory_budget: int) -> None:

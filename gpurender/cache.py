@@ -28,7 +28,7 @@ def cache_directory() -> Path:
 
 
 def seal(sums: Path, files: Iterable[Path]) -> None:
-    """Write what `is_whole` goes by: the hashes of files that lie beside `sums`, as sha256sum writes them."""
+    """Write the SHA-256 of files beside `sums` into it, as sha256sum does; `is_whole` checks them."""
     write_text(sums, "".join(f"{hash_of(file)}  {file.name}\n" for file in sorted(files)), overwrite=True)
 
 

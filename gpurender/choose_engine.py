@@ -70,6 +70,7 @@ def load_engine(
     if path.suffix not in (".onnx", ".pth"):
         raise InputError(f"{path}: a network is an .onnx export or a .pth checkpoint.")
     check_choice("engine", engine, get_args(EngineName))
+    check_choice("precision", precision, get_args(Precision))
     device = resolve_device(device)
     notes: list[str] = []
     asked = engine
@@ -135,4 +136,5 @@ def openvino_choice(
 def torch_choice(path: Path, mode: Mode | None, device: torch.device, notify: Callable[[str], None]) -> Choice:
     network = torch_network(path, mode)
     build = functools.cache(lambda precision: TorchEngine(network, device, precision, notify))
-    return Choice(["fp32", "fp16", "bf16"], ["fp16"] if device.type == "cuda" else [], build, lambda: build("fp32"))
+    faster = ["fp16"] if device.type == "cuda" else []
+    return Choice(["fp32", "fp16", "bf16"], faster, build, lambda: build("fp32"), "at all")

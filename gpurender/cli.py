@@ -286,9 +286,9 @@ def make(template: Path, audio: Path, out: Path | None, memory: int | None, quie
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="For a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program.")
 def doctor(as_json: bool) -> None:
-    """Say what this machine can do, and which path a render will take here.
+    """Say what this machine can do, and what a render uses.
 
     Each path is tried for a moment, not only looked up: decoding, the network on each engine, encoding with each
     encoder. Where something does not work, the line says what to do about it.

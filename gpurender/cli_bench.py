@@ -34,7 +34,7 @@ import click
 @click.option("--encoder", type=click.Choice(["auto", "nvenc", "x264", "mjpeg"]), default="auto", show_default=True)
 @click.option("--batch", type=click.IntRange(1, 1024), help="Frames at a time.  [default: what suits the engine]")
 @click.option("--seconds", type=float, help="Of video in each measured render.  [default: 5, on a GPU 60]")
-@click.option("--repeats", type=int, default=3, show_default=True, help="Of each figure.")
+@click.option("--repeats", type=int, default=3, show_default=True, help="How often each figure is measured.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures, every run."
 )

@@ -21,7 +21,7 @@ import click
     type=click.Choice(["bounce", "loop", "mirror"]),
     default="bounce",
     show_default=True,
-    help="The render's, for the faces of a template in --rect; so is --start-frame.",
+    help="Where --rect is a template: the --order and --start-frame that the render was made with.",
 )
 @click.option("--start-frame", type=int, default=0, show_default=True, help="See --order.")
 @click.option(
@@ -72,7 +72,9 @@ import click
 @click.option("--overwrite", is_flag=True, help="Replace what is at --side-by-side, --html and --json.")
 @click.option("--quiet", is_flag=True, help="Print errors only: the exit code tells.")
 def compare(a: str, b: str, quiet: bool, **options: Any) -> None:
-    """Say how alike two renders are: MSE, PSNR and SSIM of every frame.
+    """Say how alike two renders are, frame by frame.
+
+    Figures are MSE, PSNR and SSIM.
 
     A and B are videos, directories of numbered pictures, patterns such as frames/%05d.png, or reference sets (see
     gpurender reference), in any mix. Frame i of A is held against frame i of B. Of a reference set, its samples are
@@ -108,7 +110,7 @@ def compare(a: str, b: str, quiet: bool, **options: Any) -> None:
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="As of make; so are --audio, --model and --audio-encoder.",
+    help="As in make; so are --audio, --model and --audio-encoder.",
 )
 @click.option("--audio", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Sound or features.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The directory to make.")
@@ -128,7 +130,7 @@ def compare(a: str, b: str, quiet: bool, **options: Any) -> None:
     type=click.Choice(["bounce", "loop", "mirror"]),
     default="bounce",
     show_default=True,
-    help="As of make; so are --start-frame and --parsing.",
+    help="As in make; so are --start-frame and --parsing.",
 )
 @click.option("--start-frame", type=int, default=0, show_default=True, help="Template frames to skip.")
 @click.option("--parsing/--no-parsing", default=None, help="Use the parsing masks.  [default: if there are masks]")
@@ -149,7 +151,9 @@ def compare(a: str, b: str, quiet: bool, **options: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the reference set at --out.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def reference(template: Path, audio: Path, out: Path, quiet: bool, **options: Any) -> None:
-    """Write a reference set: sample frames and the numbers behind them, for checking another implementation.
+    """Write a set of frames to check others against.
+
+    A reference set: sample frames and the numbers behind them, for checking another implementation.
 
     \b
       gpurender reference --template avatar --audio hello --out reference

@@ -15,12 +15,18 @@ import click
     "--template",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Use the audio encoder of this template, which is found as by make. avatar is the bundled one.",
+    help="Use the audio encoder of this template, found as make finds it. avatar is the bundled one.",
 )
 @click.option(
     "--audio-encoder", type=click.Path(path_type=Path), metavar="FILE", help="Use this one, .pth or .onnx, instead."
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where it runs.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N",
+    help="Where the audio encoder runs.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def features(sound: Path, out: Path, quiet: bool, **options: Any) -> None:
@@ -61,9 +67,13 @@ def features(sound: Path, out: Path, quiet: bool, **options: Any) -> None:
     help="Keep frames bit for bit: H.264 of RGB (libx264rgb, crf 0), which FFmpeg's libraries read, but NVDEC and most "
     "players do not.  [default: visually lossless H.264 in 4:2:0, for all of them]",
 )
-@click.option("--model", type=click.Path(path_type=Path), metavar="FILE", help="The network, found as by make.")
-@click.option("--audio-encoder", type=click.Path(path_type=Path), metavar="FILE", help="Found as by make, too.")
-@click.option("--networks/--no-networks", default=True, show_default=True, help="Whether the package has them.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), metavar="FILE", help="The network.  [default: found as by make]"
+)
+@click.option(
+    "--audio-encoder", type=click.Path(path_type=Path), metavar="FILE", help="Likewise.  [default: found as by make]"
+)
+@click.option("--networks/--no-networks", default=True, show_default=True, help="Put them into the package.")
 @click.option(
     "--mode",
     type=click.Choice(["ave", "hubert", "wenet"]),
@@ -119,7 +129,9 @@ def pack(template: Path, out: Path, quiet: bool, **options: Any) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 def export(checkpoint: Path, out: Path, mode: Any, precision: Any, max_batch: int | None, overwrite: bool) -> None:
-    """Export a checkpoint (.pth), of a U-Net or an audio encoder, to ONNX or Core ML.
+    """Export a checkpoint to ONNX or Core ML.
+
+    CKPT is a .pth of a U-Net or of an audio encoder.
 
     ONNX has a dynamic batch. What ONNX Runtime makes of the export is held against the checkpoint before anything is
     written. Inputs and outputs are named as in template packages: a U-Net's input, audio and output; an audio

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .color import Matrix, check_matrix, equations, rgb_reference
 from .cubic import (
-    Box,
     boxes_within,
     check_frames_and_rects,
     resize_cubic,
@@ -16,6 +15,7 @@ from .cubic import (
     same_size,
 )
 from .ops import DLPack, Impl, as_tensor, check_impl, custom_op, fake_of, gradient_of, runs_kernel
+from .rectangles import Rect
 
 CROP = 328  # a face, resized
 BORDER = 4  # of it that the network does not see
@@ -178,7 +178,7 @@ def allocate(frames: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]
     return crops, frames.new_empty(frames.shape[0], 6, INNER, INNER, dtype=dtype)
 
 
-def crop_reference(frames: Tensor, boxes: list[Box]) -> Tensor:
+def crop_reference(frames: Tensor, boxes: list[Rect]) -> Tensor:
     crops = frames.new_empty(len(frames), 3, CROP, CROP)
     for _, members in same_size(boxes):
         faces = torch.stack([frames[i, :, y0:y1, x0:x1] for i, (x0, y0, x1, y1) in members])
@@ -187,7 +187,7 @@ def crop_reference(frames: Tensor, boxes: list[Box]) -> Tensor:
     return crops
 
 
-def crop_each(frames: Tensor, boxes: list[Box]) -> Tensor:
+def crop_each(frames: Tensor, boxes: list[Rect]) -> Tensor:
     """The same of uint8 frames on a CPU, by the kernel for this processor if there is one for all of them."""
     from .face_kernels import crop_face, kernel_for  # LLVM takes a while to load
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from .color import check_surfaces
 from .ops import check_no_tangents
-
-Box = tuple[int, int, int, int]
+from .rectangles import Rect
 
 
 def resize_cubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
@@ -17,10 +16,9 @@ def resize_cubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
         return pictures
     from kornia.geometry.transform import resize  # it takes a tenth of a second to load, and kernels do without
 
-    if pictures.is_floating_point():
-        return resize(pictures, size, interpolation="bicubic", align_corners=False, antialias=False)
-    resized = resize(pictures.float(), size, interpolation="bicubic", align_corners=False, antialias=False)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
+    exact = pictures if pictures.is_floating_point() else pictures.float()
+    resized = resize(exact, size, interpolation="bicubic", align_corners=False, antialias=False)
+    return resized if exact is pictures else resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def resize_cubic_transposed(pictures: Tensor, size: tuple[int, int]) -> Tensor:
@@ -40,7 +38,7 @@ def resize_cubic_transposed(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 def weights(before: int, after: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(after,before): what each of `before` pixels weighs in each of `after`."""
     columns = torch.eye(before, device=device, dtype=dtype)[None, None]
-    return resize_cubic(columns, (after, before))[0, 0] if after != before else columns[0, 0]
+    return resize_cubic(columns, (after, before))[0, 0]
 
 
 def check_frames_and_rects(frames: Tensor, rects: Tensor) -> Tensor:
@@ -60,21 +58,21 @@ def check_frames_and_rects(frames: Tensor, rects: Tensor) -> Tensor:
     return rects.long()
 
 
-def boxes_within(frames: Tensor, rects: Tensor) -> list[Box]:
+def boxes_within(frames: Tensor, rects: Tensor) -> list[Rect]:
     """The rectangles as integers, after a look whether all are within the frames (B,3,H,W) or (B,H*3/2,W)."""
     height, width = frames.shape[-2:]
     if frames.ndim == 3:
         height = height * 2 // 3
-    boxes: list[Box] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in rects.tolist()]
+    boxes: list[Rect] = [(x0, y0, x1, y1) for x0, y0, x1, y1 in rects.tolist()]
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise ValueError(f"rectangle {i}, {(x0, y0, x1, y1)}, is empty or leaves the frame of {width}×{height}")
     return boxes
 
 
-def same_size(boxes: list[Box]) -> Iterator[tuple[tuple[int, int], list[tuple[int, Box]]]]:
+def same_size(boxes: list[Rect]) -> Iterator[tuple[tuple[int, int], list[tuple[int, Rect]]]]:
     """Groups of (index, rectangle) by the rectangles' (height, width): each is one batched resize."""
-    groups: dict[tuple[int, int], list[tuple[int, Box]]] = {}
+    groups: dict[tuple[int, int], list[tuple[int, Rect]]] = {}
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         groups.setdefault((y1 - y0, x1 - x0), []).append((i, (x0, y0, x1, y1)))
     yield from groups.items()

@@ -1,4 +1,4 @@
-"""Which device, what there is of NVIDIA's driver, and why CUDA cannot be used where it cannot."""
+"""Which device, NVIDIA's driver, and why CUDA cannot be used; errors that mean no memory; float32 without TF32."""
 
 import ctypes
 import re
@@ -60,8 +60,8 @@ def why_no_cuda() -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's memory did not do: as torch says it of its own tensors, DALI (by MemoryError), and CUDA,
-    its libraries and Triton of theirs."""
+    """Whether an error means that a device has too little memory: torch's own, DALI's (a MemoryError), or that of CUDA,
+    its libraries or Triton."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(error).lower()

@@ -167,7 +167,7 @@ def unfit(file: Path) -> str | None:
             stream.seek(max(stream.seek(0, os.SEEK_END) - 4096, 0))
             tail = stream.read().rstrip(b"\0")
     except OSError:
-        return None  # told when it is decoded
+        return None  # decoding it will say what is wrong
     if head.startswith(b"\x89PNG") and head[24:] == b"\x10":
         return "16 bits a channel"
     if head.startswith(b"\xff\xd8") and not tail.endswith(b"\xff\xd9"):

@@ -18,9 +18,10 @@ from .cuda import driver_version, why_no_cuda
 from .decoders import DecoderName
 from .encode import EncoderName, write_frames
 from .engine import PROBED, EngineName, Precision, Probe
-from .errors import DeviceError, InputError, OutputError
+from .errors import DeviceError, InputError, OutputError, first_line
 from .export import example_input
 from .find import find_network, find_template
+from .host import usable_cores
 from .jit import this_processor
 from .nvdec import find_nvdec
 from .ops import why_no_kernels
@@ -31,6 +32,7 @@ from .render import make
 from .report import installed, processor
 from .software_encoder import Codec
 from .template import open_template
+from .tensorrt_build import find_tensorrt
 
 FRAMES = 8
 SIZE = 256
@@ -76,7 +78,7 @@ class Examination:
         versions = self.machine["versions"]
         lines = [
             f"gpurender {versions.get('gpurender', '')}, Python {versions['python']}, {self.machine['system']}",
-            f"processor  {self.machine['processor']}, {self.machine['cpus']} threads",
+            f"processor  {self.machine['processor']}, {self.machine['cpus']} cores",
             f"driver     {self.machine['driver'] or 'no NVIDIA driver'}",
         ]
         lines += [
@@ -119,7 +121,7 @@ def examine(notify: Callable[[str], None] = lambda text: None) -> Examination:
         machine={
             "system": platform.platform(),
             "processor": processor(),
-            "cpus": torch.get_num_threads(),
+            "cpus": usable_cores(),
             "driver": driver_version(),
             "versions": {"python": platform.python_version(), **installed()},
         },
@@ -171,8 +173,8 @@ def attempts(devices: list[str]) -> Iterator[tuple[str, str, str, Attempt]]:
         for part, path, attempt in (
             ("decode", "video, nvdec", lambda directory, device: find_nvdec()),
             ("pixels", "kernels", cropping_by_kernels),
-            ("network", "tensorrt", lambda directory, device: say_installed("tensorrt")),
-            ("encode", "nvenc", lambda directory, device: say_installed("PyNvVideoCodec")),
+            ("network", "tensorrt", lambda directory, device: without_gpu(str(find_tensorrt()))),
+            ("encode", "nvenc", lambda directory, device: without_gpu(load_pynvvideocodec().__name__)),
         ):
             yield part, path, "cuda", attempt
 
@@ -188,8 +190,7 @@ def tried(part: str, path: str, device: str, attempt: Attempt) -> Check:
 
 
 def unexpected(error: Exception) -> str:
-    first = (str(error).strip() or "?").splitlines()[0]
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def cropping_by_kernels(directory: Path, device: str) -> str:
@@ -230,7 +231,7 @@ def decoding_pictures(decoder: str) -> Attempt:
         pixels = avatar.frames(range(FRAMES))[0]
         folder = directory / "template" / "full_body_img"
         (directory / "template" / "landmarks").mkdir(parents=True)
-        write_frames([pixels], make_folder(folder) / "%d.jpg", fps=25)
+        write_frames([pixels], folder / "%d.jpg", fps=25)
         for number in range(1, FRAMES + 1):
             landmarks = "\n".join(["400 100"] * 31 + ["500 100"] * 21 + ["500 500"] * 58)
             (directory / "template" / "landmarks" / f"{number}.lms").write_text(landmarks)
@@ -249,11 +250,6 @@ def decoding_pictures(decoder: str) -> Attempt:
         return f"{1000 * seconds / FRAMES:.1f} ms a picture of {template.width}×{template.height}"
 
     return attempt
-
-
-def make_folder(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
 
 
 def decoding_video(decoder: DecoderName) -> Attempt:
@@ -316,18 +312,8 @@ def finish(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def say_installed(module: str) -> str:
-    """Why something that needs a GPU does not work on a machine without one.
-
-    Raises:
-        DeviceError: always.
-    """
-    if module == "tensorrt":
-        from .tensorrt_build import find_tensorrt
-
-        raise DeviceError(f"{find_tensorrt()} is installed, but there is no GPU to run it.")
-    load_pynvvideocodec()
-    raise DeviceError("PyNvVideoCodec is installed, but there is no GPU.")
+def without_gpu(what: str) -> str:
+    raise DeviceError(f"{what} is installed, but there is no GPU to run it.")
 
 
 def trial_render() -> dict[str, Any]:

@@ -5,9 +5,9 @@ Engines take and give torch tensors on their device; which runtime is behind one
 """
 
 from collections.abc import Callable, Sequence
+from math import inf, log10
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +18,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "mixed", "int8"]
 LEAST_PSNR_DB = 40.0  # of a fast type against fp32, in the worst of the probed frames
 LEAST_INT8_DB = 43.0  # of int8, which loses more where a sound goes beyond the ranges: 3 dB in the worst of 300 frames
 PROBED: tuple[Precision, ...] = ("auto", "int8")
-"""What needs a probe."""
+"""The precisions for which `load_engine` needs a probe."""
 
 
 class Probe(NamedTuple):
@@ -29,8 +29,8 @@ class Probe(NamedTuple):
         audio: (B,*window), what is heard with these faces.
         others: (N,*window), more sounds: `int8` takes the ranges of its numbers from them, and the faces in turn; None
             is `audio`.
-        frames: how many will be rendered, 0 if nobody knows: on a CPU, `auto` tries only types that save more time
-            in so many than it takes to try them.
+        frames: how many will be rendered; 0: not known. On a CPU, `auto` skips types that would save less time over so
+            many frames than trying them takes.
     """
 
     faces: Tensor
@@ -70,7 +70,7 @@ class Engine(Protocol):
         ...
 
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
-        """`decode`, which need not be over when this returns: what it returns waits for the pictures and gives them."""
+        """Start `decode` and return a function that waits for its pictures and returns them."""
         ...
 
 
@@ -103,7 +103,7 @@ def fastest_that_agrees(choice: Choice, probe: Probe) -> Engine:
     for precision in choice.faster:
         candidate = choice.build(precision)
         candidate.measured_psnr_db = measured
-        if candidate.precision != precision:  # it took refuge in the exact one
+        if candidate.precision != precision:  # TensorRT could only run the exact one
             return candidate
         measured[precision] = least_psnr(predict_probe(candidate, probe), expected)
         if measured[precision] >= (LEAST_INT8_DB if precision == "int8" else LEAST_PSNR_DB):
@@ -123,4 +123,4 @@ def least_psnr(pictures: Tensor, expected: Tensor) -> float:
     """The worst picture's PSNR in decibels, both cut to 8 bits as frames are."""
     difference = (pictures.float() * 255).floor() - (expected.float() * 255).floor()
     error = difference.square().flatten(1).mean(1).max().item()
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+    return 10 * log10(255**2 / error) if error else inf

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from .cache import cache_directory, hash_of, is_whole, seal
+from .crop import MASK_X, MASK_Y
 from .errors import InputError, OutputError
 from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .output import complete_or_absent
@@ -32,7 +33,7 @@ LEAST_PSNR = {"fp32": 80.0, "fp16": 30.0}
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """What ONNX Runtime makes with the export held against the float32 torch module, for batches of 1 and 3."""
+    """How close what an export computes is to what the float32 torch module computes."""
 
     largest_difference: float
     """of a picture in 0..1; of features, as a share of the largest"""
@@ -65,7 +66,7 @@ def export_onnx(
         overwrite: replace `out` if it exists.
 
     Returns:
-        how close what ONNX Runtime makes is to what the torch module makes.
+        how close ONNX Runtime's results, for batches of 1 and 3, are to the torch module's.
 
     Raises:
         InputError: the checkpoint cannot be used, or what comes from ONNX is not close enough.
@@ -115,7 +116,7 @@ def onnx_bytes(network: UNet | AudioEncoder, precision: ExportPrecision, max_bat
     inputs, output = example_inputs(network, example), OUTPUTS[type(network)]
     dtype = torch.float16 if precision == "fp16" else torch.float32
     batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else {}
-    with quiet_and_quick():
+    with hushed("torch.onnx"), without_collector():  # it warns of its own deprecations
         program = torch.onnx.export(
             with_norms_folded(network).to(dtype),
             tuple(value.to(dtype) for value in inputs.values()),
@@ -144,19 +145,28 @@ def forget_its_origin(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def quiet_and_quick() -> Iterator[None]:
-    """For torch's exporter, which warns of its own deprecations, and makes so many objects that going through them for
-    garbage, of which there is little, takes a fifth of its time (measured)."""
-    logger, collects = logging.getLogger("torch.onnx"), gc.isenabled()
+def hushed(library: str) -> Iterator[None]:
+    """Without a library's warnings, and what it logs that is no error."""
+    logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.ERROR)
-    gc.disable()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Without Python's garbage collector: torch's exporter makes so many objects, hardly any of them garbage, that
+    looking through them takes a fifth of its time (measured)."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
         if collects:
             gc.enable()
 
@@ -217,6 +227,6 @@ def example_input(batch: int, mode: Mode) -> tuple[Tensor, Tensor]:
     channel = torch.arange(3)[:, None, None]
     picture = 0.5 + 0.5 * torch.sin(2 * torch.pi * (x * (channel + 1) / 64 + y * (channel + 2) / 97 + shift / 7))
     masked = picture.clone()
-    masked[:, :, 5:310, 5:315] = 0
+    masked[:, :, MASK_Y, MASK_X] = 0
     audio = torch.rand(batch, *WINDOW_SHAPES[mode], generator=torch.Generator().manual_seed(1)) * 2
     return torch.cat([picture, masked], 1), audio

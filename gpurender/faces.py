@@ -8,7 +8,7 @@ from torch import Tensor
 from .engine import Engine
 from .network import Encoded
 
-LEAST_SHARE = 0.125  # of the frames shown again: to keep what fewer need gains little, and costs memory
+LEAST_SHARE = 0.125  # of the frames shown again: where fewer fit, keeping them saves little time
 
 
 class Faces:
@@ -19,7 +19,7 @@ class Faces:
 
     Attributes:
         encoded: how many faces the network's first half has seen so far.
-        memory_for_all: bytes of a budget that does for all that are shown again; 0 as long as none was seen.
+        memory_for_all: bytes in which the faces of all frames that are shown again fit; 0 until the first is seen.
     """
 
     def __init__(self, shown_again: Collection[int], engine: Engine, memory_budget: int) -> None:

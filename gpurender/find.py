@@ -10,16 +10,8 @@ from .errors import InputError
 BUNDLED = Path(__file__).parent / "demo" / "files"
 AVATAR, HELLO = "avatar", "hello"
 
-NETWORKS = tuple(
-    directory + name
-    for directory in ("", "models/")
-    for name in ("generator.onnx", "unet.onnx", "unet.pth", "generator.pth")
-)
-AUDIO_ENCODERS = tuple(
-    directory + name
-    for directory in ("", "models/")
-    for name in ("audio_encoder.onnx", "audio_encoder.pth", "audio_visual_encoder.pth")
-)
+NETWORKS = ("generator.onnx", "unet.onnx", "unet.pth", "generator.pth")
+AUDIO_ENCODERS = ("audio_encoder.onnx", "audio_encoder.pth", "audio_visual_encoder.pth")
 
 
 def find_template(name: str | Path) -> Path:
@@ -35,8 +27,8 @@ def find_sound(name: str | Path) -> Path:
 
 
 def find_network(template: str | Path, prefer: Literal[".onnx", ".pth"] = ".onnx") -> Path:
-    """The U-Net of a template: one of `NETWORKS` in its directory, or, where the template is `dataset/<name>` of a
-    SyncTalk_2D tree, the checkpoint with the highest number in `checkpoint/<name>`.
+    """The U-Net of a template: one of `NETWORKS` in its directory or its `models/`, or, where the template is
+    `dataset/<name>` of a SyncTalk_2D tree, the checkpoint with the highest number in `checkpoint/<name>`.
 
     Args:
         template: its directory.
@@ -46,32 +38,34 @@ def find_network(template: str | Path, prefer: Literal[".onnx", ".pth"] = ".onnx
         InputError: there is none.
     """
     template = Path(os.path.abspath(template))  # a link to a template keeps its own place
-    for name in sorted(NETWORKS, key=lambda name: (name.startswith("models/"), not name.endswith(prefer))):
-        if (template / name).is_file():
-            return template / name
+    preferred = sorted(NETWORKS, key=lambda name: not name.endswith(prefer))
+    for file in (directory / name for directory in (template, template / "models") for name in preferred):
+        if file.is_file():
+            return file
     checkpoints = template.parent.parent / "checkpoint" / template.name
     numbered = {int(n[0]): file for file in checkpoints.glob("*.pth") if (n := re.findall(r"[0-9]+", file.stem)[-1:])}
     if numbered:
         return numbered[max(numbered)]
     raise InputError(
-        f"no network for {template.name}: none of {', '.join(NETWORKS[:4])} in {template} or its models directory, and "
+        f"no network for {template.name}: none of {', '.join(NETWORKS)} in {template} or its models directory, and "
         f"no numbered .pth in {checkpoints}. Give --model FILE."
     )
 
 
 def find_audio_encoder(template: str | Path) -> Path:
-    """The audio encoder of a template: one of `AUDIO_ENCODERS` in its directory, or, in a SyncTalk_2D tree,
-    `model/checkpoints/audio_visual_encoder.pth`.
+    """The audio encoder of a template: one of `AUDIO_ENCODERS` in its directory or its `models/`, or, in a
+    SyncTalk_2D tree, `model/checkpoints/audio_visual_encoder.pth`.
 
     Raises:
         InputError: there is none.
     """
     template = Path(os.path.abspath(template))  # a link to a template keeps its own place
     tree = template.parent.parent / "model" / "checkpoints" / "audio_visual_encoder.pth"
-    for file in (*(template / name for name in AUDIO_ENCODERS), tree):
+    beside = (directory / name for directory in (template, template / "models") for name in AUDIO_ENCODERS)
+    for file in (*beside, tree):
         if file.is_file():
             return file
     raise InputError(
-        f"no audio encoder for {template.name}: none of {', '.join(AUDIO_ENCODERS[:3])} in {template} or its models "
+        f"no audio encoder for {template.name}: none of {', '.join(AUDIO_ENCODERS)} in {template} or its models "
         f"directory, and no {tree}. Give --audio-encoder FILE, or features instead of sound."
     )

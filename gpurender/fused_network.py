@@ -120,9 +120,7 @@ def double(block: DoubleConv, place: Place, before: Exact | None = None) -> Bloc
     return lambda x: two(one(x))
 
 
-def up(
-    block: DoubleConv, place: Place, channels: int, skip_before: Exact | None = None
-) -> Callable[[Tensor, Tensor], Tensor]:
+def up(block: DoubleConv, place: Place, channels: int, skip_before: Exact | None) -> Callable[[Tensor, Tensor], Tensor]:
     """An `up` block: conv(up(x), skip) = up(conv_x(x)) + conv_skip(skip), `up` being the upsampling, `,` the
     concatenation.
 
@@ -194,7 +192,7 @@ def composed(first: Exact, second: Exact) -> Exact:
 
 
 def channels_of(block: DoubleConv) -> int:
-    """That it makes."""
+    """The number of channels that the block makes."""
     return cast(nn.Conv2d, cast(InvertedResidual, block.double_conv[1]).conv[6]).out_channels
 
 

@@ -86,9 +86,9 @@ def retype(model: ModelProto, before: int, after: int, exact: set[str]) -> None:
         if tensor.name not in exact:
             graph.initializer[i].CopyFrom(retyped(tensor, before, after))
     for node in graph.node:
+        if exact.intersection(node.output):
+            continue
         for attribute in node.attribute:
-            if exact.intersection(node.output):
-                continue
             if attribute.HasField("t"):
                 attribute.t.CopyFrom(retyped(attribute.t, before, after))
             if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", before):

@@ -15,8 +15,8 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from .errors import InputError, first_line
 from .network import FACE_SHAPE, WINDOW_SHAPES, Mode
 
-KEPT_BYTES = 4 * 2**20  # a frame, in float32, of one tensor between the halves
-SHAPE_BYTES = 1024  # constants up to this may be sizes or scales
+KEPT_BYTES = 4 * 2**20  # the largest tensor that is kept between the halves, per frame, in float32
+SHAPE_BYTES = 1024  # larger constants are weights, smaller ones may be sizes or scales
 PICTURE_SHAPE = (3, *FACE_SHAPE[1:])
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
@@ -154,11 +154,7 @@ def cut(model: ModelProto, mode: Mode) -> Halves:
     face, audio = (value.name for value in model.graph.input[:2])
     (picture,) = (value.name for value in model.graph.output)
     dim = model.graph.input[0].type.tensor_type.shape.dim[0]
-    sees, hears = {face}, {audio}
-    for node in model.graph.node:  # ONNX keeps them in an order in which they can be computed
-        for reached in (sees, hears):
-            if reached.intersection(node.input):
-                reached.update(node.output)
+    sees, hears = depend_on(model, face), depend_on(model, audio)
     crossing = {
         name: None  # once each, in the order of the graph
         for node in model.graph.node
@@ -168,8 +164,8 @@ def cut(model: ModelProto, mode: Mode) -> Halves:
     }
     shapes = {value.name: value for value in model.graph.value_info}
     kept = [name for name in crossing if name in shapes and is_small(shapes[name], dim)]
-    if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
-        kept = []  # branches and loops see tensors that are not among their node's inputs
+    if has_branches(model):
+        kept = []
     pieces = onnx.utils.Extractor(model)
     decoder = pieces.extract_model([face, *kept, audio], [picture])
     again = not kept or any(face in node.input for node in decoder.graph.node)
@@ -177,6 +173,20 @@ def cut(model: ModelProto, mode: Mode) -> Halves:
         del decoder.graph.input[0]
     encoder = pieces.extract_model([face], kept) if kept else None
     return Halves(mode, dim.dim_value or None, encoder, decoder, again)
+
+
+def depend_on(model: ModelProto, name: str) -> set[str]:
+    """The tensors that depend on this one, itself included."""
+    found = {name}
+    for node in model.graph.node:  # ONNX keeps them in an order in which they can be computed
+        if found.intersection(node.input):
+            found.update(node.output)
+    return found
+
+
+def has_branches(model: ModelProto) -> bool:
+    """Whether there are branches or loops, which see tensors that are not among their nodes' inputs."""
+    return any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute)
 
 
 def is_small(value: ValueInfoProto, batch: onnx.TensorShapeProto.Dimension) -> bool:

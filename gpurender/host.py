@@ -1,4 +1,4 @@
-"""How much of the host's memory a program may still take, and how many of its cores."""
+"""How much of the host's memory this process may still take, how many of its cores, and whether it was forked."""
 
 import math
 import os

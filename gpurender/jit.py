@@ -13,9 +13,8 @@ from typing import NamedTuple
 import llvmlite
 from llvmlite import binding, ir
 
-from .cache import cache_directory
 from .errors import OutputError
-from .output import complete_or_absent
+from .plans import keep, kept_file, read_kept
 
 LOADING = threading.Lock()
 SOURCES = Path(__file__).parent / "kernels"
@@ -82,37 +81,25 @@ def compiled(name: str, write: Callable[[ir.Module], None], pointers: int) -> Ca
     """The function `name` that `write` adds to a module, compiled or from the user's cache. It takes so many pointers,
     and releases the GIL while it runs. The name has to tell all that the code depends on, but for its sources."""
     processor = this_processor()
-    known = [
-        name,
-        processor.name,
-        processor.features,
-        llvmlite.__version__,
-        binding.llvm_version_info,
-        hash_of_sources(),
-    ]
-    file = None
+    key = {
+        "function": name,
+        "processor": f"{processor.name} {processor.features}",
+        "llvmlite": f"{llvmlite.__version__} {binding.llvm_version_info}",
+        "sources": hash_of_sources(),
+    }
+    file = code = None
     with suppress(OutputError):
-        file = cache_directory() / f"{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}.o"
-    code = read_kept(file) if file else None
+        file = kept_file(key, "o")
+        code = read_kept(file, key)
     if code is None:
         code = object_code(write, processor)
         if file is not None:
-            with suppress(OutputError), complete_or_absent(file, overwrite=True) as hidden:
-                Path(hidden).write_bytes(hashlib.sha256(code).digest() + code)
+            keep(file, key, code, notify=lambda text: None)
     with LOADING:
         engine = loaded(code)
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * pointers)(engine.get_function_address(name))
     function.engine = engine  # pyright: ignore[reportAttributeAccessIssue]  # whose memory the code is in
     return function
-
-
-def read_kept(file: Path) -> bytes | None:
-    """The code in a file, after its hash; None if there is none, or it is damaged."""
-    content = b""
-    with suppress(OSError):
-        content = file.read_bytes()
-    hashed, code = content[:32], content[32:]
-    return code if hashlib.sha256(code).digest() == hashed else None
 
 
 @functools.cache

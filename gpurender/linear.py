@@ -10,7 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
 
-from .halves import KEPT_BYTES
+from .halves import KEPT_BYTES, has_branches
 
 Part = tuple[ir.Value, np.ndarray]
 """Some of a 1×1 convolution's input channels, and the weights (out, in) for them."""
@@ -35,8 +35,7 @@ def ease(model: ModelProto) -> ModelProto:
     Args:
         model: a network as `read_network` gives it.
     """
-    branches = any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute)
-    if branches or model.graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+    if has_branches(model) or model.graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         return model
     network = ir.from_proto(rewrite(model, [fuse_batchnorm_into_conv_rule]))
     graph = network.graph

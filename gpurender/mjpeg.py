@@ -72,4 +72,4 @@ class MjpegEncoder:
 
 def jpeg_quality(quality: int) -> int:
     """libjpeg's quality, 1 to 100, for 31 to 2 of FFmpeg's scale."""
-    return 100 - round((quality - 1) * 99 / 30) if quality > 2 else 97
+    return 100 - round((quality - 1) * 99 / 30)

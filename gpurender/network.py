@@ -269,7 +269,7 @@ def load_unet(path: str | Path, mode: Mode | None = None) -> UNet:
     return unet_of(path, read_weights(path), mode)
 
 
-def load_network(path: str | Path, mode: Mode | None = None) -> UNet | AudioEncoder:
+def load_network(path: str | Path, mode: Mode | None) -> UNet | AudioEncoder:
     """Load a checkpoint as the network that it is of: see `load_unet`, `load_audio_encoder`.
 
     Raises:

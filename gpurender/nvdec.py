@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .color import Matrix, Siting, nv12_to_rgb
+from .color import BETWEEN, Matrix, nv12_to_rgb
 from .cuda import is_out_of_memory
 from .errors import DeviceError, InputError
 from .pynvvideocodec import explained, load_pynvvideocodec, reason
@@ -18,7 +18,6 @@ from .streams import hand_over
 from .video import AS_OPENCV, VideoFrames
 
 MATRICES: dict[int, Matrix] = {1: "bt709", 9: "bt2020"}  # by H.273's numbers
-SITINGS: tuple[Siting, ...] = ("left", "centre", "top left", "top")
 AT_ONCE = 8
 """Frames that are asked of the decoder together; it holds so many surfaces."""
 
@@ -29,7 +28,7 @@ TOLERANCE = 1.0
 """Levels on average from PyAV's frame. H.264 and its successors decode to the same bits everywhere, MPEG-4 nearly."""
 
 FINE = 8
-"""Ticks of the time base between frames from which on a difference of one is only rounding."""
+"""With so many ticks of the time base between frames or more, gaps that differ by one tick differ by rounding alone."""
 
 
 class Decoder(Protocol):
@@ -43,11 +42,11 @@ class Decoder(Protocol):
 
 
 class NvdecFrames:
-    """A video's frames, decoded on the GPU. Who uses frames again keeps them: here it is only what comes next, going
-    backwards, in `STRETCH_BYTES` of the device's memory.
+    """A video's frames, decoded on the GPU. Callers keep the frames that they use again. Here only those are kept
+    that come next while a video goes backwards, in `STRETCH_BYTES` of the device's memory.
 
-    NVDEC is believed where its frames are PyAV's: `video` says how many there are, their sizes, colours and turning,
-    and at opening the frames after three keyframes are held against `video`'s and against their neighbours.
+    NVDEC is used only where its frames are PyAV's. How many there are, their size, colours and rotation come from
+    `video`; on opening, frames after three keyframes are compared with `video`'s and with their neighbours.
 
     Attributes:
         size: (width, height) in pixels, as shown.
@@ -150,11 +149,12 @@ class NvdecFrames:
         return [pixels[i] for i in indices]
 
     def _find_conversion(self) -> Callable[[Tensor], Tensor]:
-        """To RGB as `video` does it; where chroma is interpolated, PyAV does not tell how it is sited: the nearest."""
+        """The conversion to RGB that `video` uses. PyAV does not tell how chroma is sited that is interpolated: the
+        siting is taken whose first frame is nearest to `video`'s."""
         if self._video.colorspace in AS_OPENCV:
             return partial(as_opencv, full_range=self._video.full_range)
         matrix, full_range = MATRICES[self._video.colorspace], self._video.full_range
-        ways = [partial(nv12_to_rgb, matrix=matrix, full_range=full_range, siting=siting) for siting in SITINGS]
+        ways = [partial(nv12_to_rgb, matrix=matrix, full_range=full_range, siting=siting) for siting in BETWEEN]
         first, (shown,) = self._decode([0]), self._video.frames([0])
         return min(ways, key=lambda way: difference(self._to_frames(first, way, [0])[0], shown))
 

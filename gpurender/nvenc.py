@@ -76,10 +76,10 @@ class NvencEncoder:
                     batch = next(surfaces, None)
                     if batch is None:
                         break
-                    encoded = timings.measured("encode", lambda batch=batch, at=count: self._encode(batch, at), HOST)
+                    encoded = timings.measured("encode", lambda batch=batch, at=count: self._encode(batch, at))
                 count += len(batch)
                 yield count, encoded
-        yield count, timings.measured("encode", self._flush, HOST)
+        yield count, timings.measured("encode", self._flush)
 
     def _encode(self, surfaces: Tensor, number: int) -> list[Packet]:
         packets = []
@@ -104,9 +104,6 @@ class NvencEncoder:
             for picture in pictures
             for packet in self._track.packets(bytes(picture["data"]), int(picture["timestamp"]))
         ]
-
-
-HOST = torch.device("cpu")
 
 
 class Surface:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .errors import InputError
 from .export import difference_of, example_input
 from .half import folded, to_float32
-from .halves import read_network
+from .halves import depend_on, read_network
 from .network import Mode, UNet, unet_of
 
 LEAST_PSNR_DB = 60.0
@@ -33,8 +33,8 @@ Convolution = tuple[Tensor, Tensor]
 def unet_of_onnx(path: Path, mode: Mode | None = None) -> UNet:
     """The network of an ONNX export of a SyncTalk_2D 328-pixel U-Net, as a float32 module in eval mode on the CPU.
 
-    Its convolutions are told by what they depend on: the face, the audio, or both. Each of these is a chain, which has
-    one order only. What the module draws is held against ONNX Runtime.
+    Convolutions are matched by what they depend on (the face, the audio or both) and by their order, which is unique
+    within each of the three chains. The module's picture is then compared with ONNX Runtime's.
 
     Raises:
         InputError: the file is not ONNX, no lip-sync network for such features, or one of another architecture.
@@ -77,12 +77,9 @@ def convolutions_of(model: ModelProto, face: str, audio: str) -> list[list[Convo
         face, audio: names of inputs.
     """
     values = {tensor.name: tensor for tensor in model.graph.initializer}
-    sees, hears = {face}, {audio}
+    sees, hears = depend_on(model, face), depend_on(model, audio)
     chains: list[list[Convolution]] = [[], [], []]
     for node in model.graph.node:
-        for reached in (sees, hears):
-            if reached.intersection(node.input):
-                reached.update(node.output)
         if node.op_type != "Conv" or not all(name in values for name in node.input[1:]):
             continue
         weight, *bias = (torch.from_numpy(np.array(numpy_helper.to_array(values[name]))) for name in node.input[1:])

@@ -11,7 +11,7 @@ from .jit import this_processor
 from .network import Encoded, Mode
 from .openvino_graph import in_bfloat16, lower_large, tile, without_empty_windows
 from .openvino_network import OnnxNetwork
-from .openvino_requests import Requests, has_bfloat16
+from .openvino_requests import Requests, has_bfloat16, uses_bfloat16
 from .private_openvino import openvino
 from .ranges import Ranges, in_bytes
 from .up_decoder import UpDecoder, bytes_pay, up_decoder
@@ -60,13 +60,13 @@ class OpenVinoEngine:
         self._again = network.again
         encoder = network.encoder
         # What is kept between the halves would be rounded to it anyhow, or to less.
-        bf16 = precision == "bf16" or (precision == "int8" and has_bfloat16())
+        bf16 = uses_bfloat16(precision)
         self._kept = torch.bfloat16 if bf16 and encoder else torch.float32
         self._decoder = self._load_decoder(network.decoder, ranges)
         if encoder and bf16:
             encoder = in_bfloat16(encoder, [0], range(len(encoder.outputs)))
         self._encoder = Requests(encoder, precision) if encoder else None
-        self.batch = 2 * self._decoder.at_once  # while new frames are seen, that many are heard
+        self.batch = 2 * self._decoder.at_once  # it has work while new frames are encoded
 
     def _load_decoder(self, decoder: openvino.Model, ranges: Ranges | None) -> Requests | UpDecoder:
         if self.precision == "bf16":

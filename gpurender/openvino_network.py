@@ -92,7 +92,7 @@ def keep(network: OnnxNetwork, directory: Path) -> None:
 
 
 def make_ready(path: Path, mode: Mode | None) -> OnnxNetwork:
-    """Read an ONNX network, ease it, cut it, and tile its first half: of the second one, an engine may have better use.
+    """Read an ONNX network, ease it, cut it, and tile its first half; an engine prepares the second itself.
 
     Raises:
         InputError: see `read_network`.

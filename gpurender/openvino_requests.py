@@ -17,9 +17,13 @@ def compiled_model(model: openvino.Model, precision: str) -> openvino.CompiledMo
     In `bf16` OpenVINO computes in bfloat16; so it does in `int8`, where the processor has bfloat16, with all that is
     not of bytes. In other precisions it computes in the types that the model has.
     """
-    bf16 = precision == "bf16" or (precision == "int8" and has_bfloat16())
-    types = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
+    types = {"INFERENCE_PRECISION_HINT": "bf16" if uses_bfloat16(precision) else "f32"}
     return openvino.Core().compile_model(model, "CPU", {**types, "PERFORMANCE_HINT": "THROUGHPUT"})
+
+
+def uses_bfloat16(precision: str) -> bool:
+    """Whether OpenVINO computes what is not of bytes in bfloat16."""
+    return precision == "bf16" or (precision == "int8" and has_bfloat16())
 
 
 @functools.cache

@@ -37,7 +37,7 @@ def custom_op(name: str, *, mutates: tuple[str, ...] = ()) -> Callable[[Callable
 
 
 def fake_of(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Register what an op gives, but for the values."""
+    """Register an op's fake: its result's shape, dtype and device, without values."""
     return torch.library.register_fake(f"gpurender::{name}", lib=LIBRARY)
 
 

@@ -25,7 +25,6 @@ from .halves import read_network
 from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
 from .output import check_output_directory, complete_or_absent_directory, describe
 from .progress import Progress, Silent
-from .rectangles import Rect
 from .software_encoder import BT709, host_pictures, planar_frame, yuv_frames
 from .template import LANDMARKS, RECTANGLES, VIDEO, Template, open_template
 from .timings import Timings
@@ -121,7 +120,7 @@ def pack_template(
             write_generator(generator, package, kind, progress)
         if listener:
             write_audio_encoder(listener, package, progress)
-        write_rectangles(package, [cast(Rect, tuple(rect)) for rect in person.rects.tolist()])
+        write_rectangles(package, person.rects.tolist())
         copy_numbered(landmarks_of(person), package / LANDMARKS)
         copy_numbered(person.mask_files, package / "parsing")
         frames = progress.frames(blocks(person), len(person))
@@ -136,7 +135,7 @@ def pack_template(
 # --- frames and what goes with them ----------------------------------------------------------------------------------
 
 
-def write_rectangles(package: Path, rects: Sequence[Rect]) -> None:
+def write_rectangles(package: Path, rects: Iterable[Sequence[int]]) -> None:
     """Write the face rectangles `(x0,y0,x1,y1)` of frames 0 to N-1."""
     file = package / RECTANGLES[0]
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .color import Matrix, check_matrix, equations, fill_here, fill_reference, planes, surfaces_for
 from .crop import BORDER, CROP, INNER
-from .cubic import Box, boxes_within, check_frames_and_rects, resize_cubic, resize_cubic_transposed, same_size
+from .cubic import boxes_within, check_frames_and_rects, resize_cubic, resize_cubic_transposed, same_size
 from .ops import (
     DLPack,
     Impl,
@@ -20,6 +20,7 @@ from .ops import (
     gradient_of,
     runs_kernel,
 )
+from .rectangles import Rect
 
 
 def paste_faces(
@@ -221,7 +222,7 @@ def paste_over(
         paste_reference(frames, crops, predictions, boxes, keep)
 
 
-def paste_here(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Box], keep: Tensor | None) -> None:
+def paste_here(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Rect], keep: Tensor | None) -> None:
     """`paste_reference` into uint8 frames on a CPU, by the kernel for this processor if there is one for all."""
     from .face_kernels import kernel_for, paste_face  # LLVM takes a while to load
 
@@ -234,7 +235,7 @@ def paste_here(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[B
         paste_face(frames[i], crops[i], predictions[i], box, keep[i] if keep is not None else None)
 
 
-def paste_reference(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Box], keep: Tensor | None) -> None:
+def paste_reference(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Rect], keep: Tensor | None) -> None:
     faces = crops.clone()
     faces[:, :, BORDER:-BORDER, BORDER:-BORDER] = as_pixels(predictions, frames.dtype).flip(1)
     for size, members in same_size(boxes):

@@ -89,7 +89,7 @@ def picture_size(file: Path) -> tuple[int, int]:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """A picture as it is to be seen, not yet decoded; what goes wrong with it meanwhile is told."""
+    """A picture turned upright as its Exif tag says; raises InputError for what fails while it is open."""
     try:
         with Image.open(file) as picture:
             ImageOps.exif_transpose(picture, in_place=True)

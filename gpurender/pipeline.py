@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .audio import FEATURE_FILES, load_features
-from .errors import InputError
+from .errors import InputError, check_choice
 from .find import find_sound
 from .network import WINDOW_SHAPES, Mode
 from .progress import Progress
@@ -38,8 +38,7 @@ class FrameGenerationPipeline:
         self.checkpoint = Path(checkpoint_path)
         self.mode: Mode = mode
         self.device = device or "auto"
-        if mode not in WINDOW_SHAPES:
-            raise InputError(f"{mode!r} is no kind of features; choose {', '.join(WINDOW_SHAPES)}.")
+        check_choice("kind of features", mode, WINDOW_SHAPES)
         if not self.checkpoint.is_file():
             raise InputError(f"{self.checkpoint}: there is no such network file.")
 

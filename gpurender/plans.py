@@ -1,4 +1,4 @@
-"""TensorRT plans, and what makes building and starting them faster, kept in the user's cache.
+"""What was built for this machine, kept in the user's cache: TensorRT's plans and timings, and LLVM's kernels.
 
 A kept file begins with what it is: the key that it was made for and a checksum. A file that is cut off, damaged, of
 another format or for another key is as good as none: nothing of it reaches a deserialiser.
@@ -23,7 +23,7 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 Key = Mapping[str, str]
-FORMAT = b"gpurender plan 1\n"
+FORMAT = b"gpurender built 1\n"
 
 
 def cached_plan(
@@ -36,7 +36,8 @@ def cached_plan(
     Args:
         key: all that the plan depends on.
         build: makes the plan.
-        load: gives None for a plan that does not run here, such as one from another driver's time: it is built again.
+        load: returns None for a plan that does not run here, for instance one from before a driver update; it is then
+            built again.
         notify: is told of a wait, and if the plan cannot be kept.
 
     Returns:
@@ -60,7 +61,7 @@ def loaded_from(file: Path, key: Key, load: Callable[[bytes], T | None]) -> T | 
 
 def kept_file(key: Key, suffix: str) -> Path:
     """Where the file for `key` is or would be."""
-    directory = cache_directory() / "plans"
+    directory = cache_directory() / "built"
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .audio import Features, load_features
-from .audio_engine import encoder_for, load_audio_engine
+from .audio import Features
+from .audio_engine import hear
 from .cache import hash_of
 from .choose_engine import load_engine, network_for
-from .crop import INNER, crop_faces, face_input
+from .crop import INNER, crop_and_mask
 from .cuda import resolve_device
 from .engine import Engine, EngineName, predict
 from .errors import InputError
@@ -74,10 +74,7 @@ def write_reference(
     person = open_template(template, device=place, parsing=parsing)
     frame_order(len(person), range(1), order, start_frame)
     network = network_for(template, model, engine, place)
-    encoder_file = encoder_for(audio, template, audio_encoder)
-    listener = None if encoder_file is None else load_audio_engine(encoder_file, place)
-    progress.stage(f"reading {audio.name}")
-    features = load_features(audio, encoder=listener, fps=fps, device=place)
+    features, encoder_file = hear(audio, template, audio_encoder, fps, place, progress.stage)
     progress.stage(f"loading {network.name}")
     runtime = load_engine(
         network, mode=features.mode, device=place, engine=engine, precision="fp32", notify=progress.stage
@@ -131,8 +128,8 @@ def write_sample(
     """Draw one output frame, over the one template frame that is `shown`; write it, and say what it is."""
     pixels, keep = person.frames(shown)
     rects = person.rects[shown]
-    crops = crop_faces(pixels, rects)
-    faces, window = face_input(crops), features.windows(index, index + 1)
+    crops, faces = crop_and_mask(pixels, rects)
+    window = features.windows(index, index + 1)
     drawn = predict(engine, faces, window)
     pasted = paste_faces(pixels, crops, drawn, rects, keep)
     frame, arrays = f"frames/{index:05d}.png", f"samples/{index:05d}.npz"

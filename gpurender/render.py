@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .audio import Features, load_features
-from .audio_engine import encoder_for, load_audio_engine
+from .audio import Features
+from .audio_engine import hear
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .choose_engine import load_engine, network_for
 from .crop import crop_and_mask
@@ -86,7 +86,7 @@ def render(
 ) -> Generator[Tensor]:
     """Render all frames of some features.
 
-    The stages run side by side, each on a thread and, on a GPU, a stream of its own. Where a GPU's memory does not do,
+    The stages run side by side, each on a thread and, on a GPU, a stream of its own. Where a GPU runs out of memory,
     the batch is halved and the render goes on. Renders may run side by side, too, on one engine, each with a template
     and features of its own.
 
@@ -97,8 +97,8 @@ def render(
         batch: frames at a time; None is what suits the engine.
         order, start_frame: which template frame is shown when, see `frame_order`.
         pixels: `nv12` is what video encoders take, made as the face is pasted, without RGB frames in between.
-        timings: is told what the stages cost.
-        notes: is told if the batch had to be halved, and if more memory would have saved work.
+        timings: adds up what the stages cost; call its `finish()` before reading it.
+        notes: a line is added if the batch had to be halved, or if more memory would have saved work.
 
     Yields:
         (B,3,H,W) uint8 RGB on the device, or (B,H*3/2,W) uint8 NV12 in BT.709, limited range, H and W rounded up to
@@ -107,7 +107,7 @@ def render(
     Raises:
         InputError: a template frame cannot be decoded, the batch is not at least 1, or there is no such order or kind
             of pixels.
-        DeviceError: the GPU's memory does not do for a single frame.
+        DeviceError: the GPU has too little memory even for one frame at a time.
     """
     check_batch(batch)
     check_choice("kind of pixels", pixels, get_args(Pixels))
@@ -143,7 +143,7 @@ def render(
         with closing(begun):
             for shown, crops, wait in begun:
                 # On the next stage's thread, while the network's begins the next batch.
-                yield Drawn(shown, crops, timings.measured("network", wait, torch.device("cpu")))
+                yield Drawn(shown, crops, timings.measured("network", wait))
                 del shown, crops, wait
 
     def paste(drawn: Drawn) -> Tensor:
@@ -201,7 +201,8 @@ def check_batch(batch: int | None) -> None:
 
 
 def default_output(template: Path, audio: Path) -> Path:
-    return Path(f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4".replace("%", "_"))  # which numbers pictures
+    name = f"{Path(os.path.abspath(template)).name}_{audio.stem}.mp4"
+    return Path(name.replace("%", "_"))  # a name with % would mean numbered pictures
 
 
 def what_keeping_takes(needed: int, device: torch.device) -> str:
@@ -281,12 +282,9 @@ def make(
         decoder=decoder,
         keep_frames=not (surfaces and place.type == "cpu"),
     )
-    frame_order(len(person), range(1), order, start_frame)
+    frame_order(len(person), range(1), order, start_frame)  # which says what is wrong with them before the wait
     network = network_for(template, model, engine, place)
-    encoder_file = encoder_for(audio, template, audio_encoder)
-    listener = None if encoder_file is None else load_audio_engine(encoder_file, place)
-    progress.stage(f"reading {audio.name}")
-    features = load_features(audio, encoder=listener, fps=fps, device=place)
+    features, _ = hear(audio, template, audio_encoder, fps, place, progress.stage)
     check_destination(out, frames=len(features), codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     progress.stage(f"loading {network.name}")
     probe = probe_inputs(person, features) if precision in PROBED else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .host import usable_cores
 from .jit import this_processor
 from .output import write_text
 
@@ -77,7 +78,7 @@ class Summary:
             "machine": {
                 "system": platform.platform(),
                 "processor": processor(),
-                "cpus": torch.get_num_threads(),
+                "cpus": usable_cores(),
                 "gpu": torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else None,
             },
             "versions": {"python": platform.python_version(), **installed()},

@@ -18,11 +18,11 @@ SEGMENT = 250
 """Frames: x264's `keyint`."""
 
 COPIED_BYTES = 2**24
-"""Of frames given at a time, if not one is more: who encodes them on the host keeps a few such pieces in page-locked
-memory, for each segment."""
+"""Frames of so many bytes, but at least one, are copied to the host together: each segment keeps a few such copies in
+page-locked memory."""
 
 WAITING_BYTES = 2**32
-"""That frames may take which wait for their encoders; on a GPU, no more than an eighth of what is free."""
+"""The most memory for frames that wait for an encoder; on a GPU also at most an eighth of what is free."""
 
 Part = tuple[Tensor, torch.Event | None]
 """Frames of a segment, and when they are there."""
@@ -140,7 +140,7 @@ def encoded_in_segments(
 
 
 def most_that_wait(batch: Tensor, at_once: int) -> int:
-    """How many batches like this one wait at most: as many as keep all encoders at work, if memory does."""
+    """How many batches like this one may wait: enough to keep all encoders at work, or as many as fit the memory."""
     wanted = at_once * SEGMENT * batch[0].nbytes
     free = 8 * wanted if batch.device.type == "cpu" else torch.cuda.mem_get_info(batch.device)[0]
     return max(2, min(wanted, WAITING_BYTES, free // 8) // batch.nbytes)

@@ -107,13 +107,12 @@ class SoftwareEncoder:
         self, context: VideoCodecContext, first: int, batches: Iterable[Tensor], timings: Timings
     ) -> Iterator[tuple[int, list[Packet]]]:
         """By one encoder, frames of which the first has this number."""
-        host = torch.device("cpu")
         count = first
         frames = nv12_frames(batches, self._device, timings) if self._nv12 else yuv_frames(batches, timings)
 
         def encode(frame: av.VideoFrame | None) -> list[Packet]:
             with scheduling_kept():
-                packets = timings.measured("encode", lambda: context.encode(frame), host)
+                packets = timings.measured("encode", lambda: context.encode(frame))
             for packet in packets:
                 packet.stream = self._stream
             return packets
@@ -159,7 +158,6 @@ def scheduling_kept() -> Iterator[None]:
 def yuv_frames(batches: Iterable[Tensor], timings: Timings) -> Generator[av.VideoFrame]:
     """Frames on the host as yuv420p, BT.709 limited, by FFmpeg's swscale; their size made even."""
     reformatter = VideoReformatter()
-    host = torch.device("cpu")
     for pixels in host_pictures(batches):
         yield timings.measured(
             "colour",
@@ -169,7 +167,6 @@ def yuv_frames(batches: Iterable[Tensor], timings: Timings) -> Generator[av.Vide
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
             ),
-            host,
         )
 
 

@@ -44,7 +44,7 @@ class Template:
         rects: (N,4) int64 on the host, `(x0,y0,x1,y1)` half-open pixels, within the frame.
         parsing: whether there are parsing masks and they are used.
         memory_left: bytes of the budget that frames will not take.
-        memory_for_all: bytes that frames take of a budget that does for all of them.
+        memory_for_all: bytes of a budget in which all frames fit, that the frames take of it.
         decoder: what decodes the frames: `dali`, `nvdec`, `pillow` or `pyav`.
         landmark_files: each frame's, where the rectangles come from landmarks; else none.
         mask_files: each frame's parsing mask, where they are used; else none.
@@ -62,9 +62,9 @@ class Template:
         memory_budget: int,
         decoder: str,
         notes: list[str],
-        landmark_files: Sequence[Path] = (),
-        mask_files: Sequence[Path] = (),
-        keep_frames: bool = True,
+        landmark_files: Sequence[Path],
+        mask_files: Sequence[Path],
+        keep_frames: bool,
     ) -> None:
         self._process = os.getpid()
         self.path = path

@@ -37,7 +37,7 @@ class PlanError(DeviceError):
 
 
 class PlanMemoryError(PlanError):
-    """The GPU's memory does not do for it."""
+    """The GPU has too little memory for it."""
 
 
 def find_tensorrt() -> TensorRt:

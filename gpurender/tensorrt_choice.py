@@ -30,8 +30,8 @@ def tensorrt_choice(
 ) -> Choice:
     """
     Args:
-        or_torch: torch may run it, if TensorRT cannot.
-        or_fp32: fp32 will do where fp16 was tried.
+        or_torch: fall back to torch if TensorRT cannot run it.
+        or_fp32: fall back to fp32 if fp16 does not work.
     """
     if device.type != "cuda":
         raise DeviceError(f"the tensorrt engine runs on NVIDIA GPUs, not on {device}; use --engine openvino or torch.")
@@ -73,7 +73,7 @@ def tensorrt_attempts(
 
     Args:
         by_torch: the file for torch to load; None if it is not to.
-        or_fp32: whether fp32 will do where fp16 was tried.
+        or_fp32: whether to fall back to fp32 if fp16 does not work.
     """
 
     def with_plans(halves: Halves, mixed: bool = False) -> Engine:

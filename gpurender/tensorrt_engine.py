@@ -31,20 +31,20 @@ class TensorRtEngine:
         halves: Halves,
         load: Callable[[str, ModelProto], Plan],
         device: torch.device,
-        batch: int | None = None,
+        batch: int,
     ) -> None:
         """
         Args:
             halves: of the precision that it is to run in.
             load: makes a plan of the "encoder" and of the "decoder", such as `PlanLoader`.
-            batch: the most frames at a time; None is 16, or the only batch that the network takes.
+            batch: the most frames at a time, unless the network takes one batch only.
         """
         self.precision = "fp16" if halves.float16 else "fp32"
         self.measured_psnr_db: dict[str, float] = {}
         self.notes: list[str] = []
         self.mode: Mode = halves.mode
         self.device = device
-        self.batch = halves.batch or batch or BATCH
+        self.batch = halves.batch or batch
 
         def runner(name: str, half: ModelProto) -> Runner:
             return Runner(load(name, half), half, device, self.batch, halves.batch is not None, self.notes)
@@ -90,7 +90,7 @@ class Runner:
         """
         Args:
             rows: frames at most.
-            whole: every batch is of `rows` frames, the last ones of any content where there are fewer.
+            whole: always run `rows` frames; where fewer are given, the others are padding that nobody reads.
             notes: is told of what does not work.
         """
         self._plan = plan

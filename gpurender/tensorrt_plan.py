@@ -27,7 +27,8 @@ class Plan(Protocol):
     """A plan that is loaded."""
 
     def context(self, often: bool) -> Context | None:
-        """What runs it, with memory of its own; `often`: for one batch size alone. None if the memory does not do."""
+        """What runs it, with memory of its own; `often`: it will run one batch size only, often. None if there is
+        too little memory."""
         ...
 
     def warmed(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from .output import write_text
 
 T = TypeVar("T")
+HOST = torch.device("cpu")
 
 
 class Span(NamedTuple):
@@ -55,7 +56,7 @@ class Timings:
     _gpu_clock: tuple[torch.cuda.Event, float] | None = field(default=None, repr=False)
     _one_thread: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def measured(self, name: str, work: Callable[[], T], device: torch.device) -> T:
+    def measured(self, name: str, work: Callable[[], T], device: torch.device = HOST) -> T:
         """Do some work of a stage, and add what it cost."""
         if self.spans is not None:
             self._set_clocks(device)

@@ -52,7 +52,7 @@ class TorchEngine:
     def _fused(self, network: UNet, notify: Callable[[str], None]) -> FusedUNet | None:
         """The network by kernels, where they run; tried with a frame, which compiles them."""
         if self.device.type != "cuda" or self.precision == "fp32" or why_no_kernels("cuda") is not None:
-            return None  # of missing kernels, the render's notes tell
+            return None  # `make` notes why kernels are missing
         if torch.cuda.get_device_capability(self.device) < TENSOR_CORES:
             self.notes.append("torch's layers run the network: its kernels are for compute capability 8.0 and newer")
             return None
@@ -119,7 +119,7 @@ class Replays:
         self._notes = notes
         self._turns = Turns(device)
         self._works = True
-        self._tried = False  # with batches of the size that comes now
+        self._tried = False  # to capture a graph for the current batch size
         self._frames = 0
         self._forget()
 
@@ -160,7 +160,7 @@ class Replays:
         except RuntimeError as error:
             self._forget()
             if is_out_of_memory(error):
-                return  # with smaller batches it may do
+                return  # a smaller batch may fit
             self._works = False
             reason = first_line(error)
             self._notes.append(f"torch's launches could not be captured in a CUDA graph ({reason})")

@@ -20,9 +20,7 @@ from .ranges import Ranges, in_bytes
 from .up_blocks import UpBlock, find_up_blocks
 
 
-def up_decoder(
-    decoder: openvino.Model, precision: str, kept: torch.dtype, ranges: Ranges | None = None
-) -> "UpDecoder | None":
+def up_decoder(decoder: openvino.Model, precision: str, kept: torch.dtype, ranges: Ranges | None) -> "UpDecoder | None":
     """The decoder as `UpDecoder`, if its last blocks are such as the kernels compute, and that pays here.
 
     Args:

@@ -111,8 +111,8 @@ class VideoFrames:
     def _starts(self, key: int) -> Iterator[Callable[[], None]]:
         """Ways to begin decoding, to be tried in turn: at keyframe `key`, at earlier ones, with the file opened anew.
 
-        The first does it but for keyframes that do not stand alone, files that seek past what was asked for, and
-        damage.
+        The first is enough, except after keyframes that do not stand alone, in files where seeking goes too far, and
+        after damage.
         """
         back = 1
         while key > 0:
@@ -148,7 +148,7 @@ class VideoFrames:
                 if self._last >= number:
                     return frame if self._last == number else None
         except av.error.FFmpegError:
-            pass  # told by who asked, if other ways fail too
+            pass  # `_frame` raises if every other way fails too
         self._last = None
         return None
 

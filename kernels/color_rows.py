@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from .vectors import Function
+from .vectors import INDEX, Function
 
 LEAST_WIDTH = 32  # pixels: two vectors of any processor
 
@@ -48,14 +48,14 @@ def write_nv12(
         return [build.fadd(*pair) for pair in zip(a, b, strict=True)]
 
     with f.loop(height, 2) as top:
-        of_pair = build.mul(build.udiv(top, f.index(2)), of_chroma)
+        of_pair = build.mul(build.udiv(top, INDEX(2)), of_chroma)
         chroma = f.at_byte(f.arguments["chroma"], of_pair)
         with f.vectors(width, 2) as x:
             sums = None
             for y in (top, f.plus(top, 1)):
                 colours = []
                 for channel in range(3):
-                    row = f.at_byte(f.arguments["pixels"], build.mul(f.index(channel), of_plane))
+                    row = f.at_byte(f.arguments["pixels"], build.mul(INDEX(channel), of_plane))
                     colours.append(f.load_pairs(f.at_byte(row, build.mul(y, of_row)), x))
                 halves = list(zip(*colours, strict=True))  # even pixels and odd ones
                 greys = [scaled(weigh(*half), luma_span / 255, low) for half in halves]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .vectors import Function, rounded_up
+from .vectors import INDEX, Function, rounded_up
 
 CROP, BORDER, INNER, TAPS = 328, 4, 320, 4
 WIDEST = 16  # lanes of any processor
@@ -72,7 +72,7 @@ def write_crop(module: ir.Module, name: str, lanes: int) -> None:
     width, height, of_row, of_plane = (f.load_long(f.arguments["sizes"], i) for i in range(4))
     row = f.arguments["scratch"]
     resized = f.at(row, rounded(f, width))
-    words = f.index(rounded_up(CROP, WIDEST))
+    words = INDEX(rounded_up(CROP, WIDEST))
     with f.loop(3) as plane:
         with f.loop(height) as y:
             offset = build.add(build.mul(plane, of_plane), build.mul(y, of_row))
@@ -82,8 +82,8 @@ def write_crop(module: ir.Module, name: str, lanes: int) -> None:
             resize_across(f, row, words, f.at(resized, build.mul(y, words)))
         with f.loop(CROP) as y:
             of_taps = taps_of_row(f, y, words, words)
-            out = f.at_byte(f.arguments["out"], build.mul(build.add(build.mul(plane, f.index(CROP)), y), f.index(CROP)))
-            with f.vectors(f.index(CROP)) as x:
+            out = f.at_byte(f.arguments["out"], build.mul(build.add(build.mul(plane, INDEX(CROP)), y), INDEX(CROP)))
+            with f.vectors(INDEX(CROP)) as x:
                 f.store_bytes(resized_down(f, resized, of_taps, x), out, x)
     f.done()
 
@@ -111,12 +111,12 @@ def write_paste(module: ir.Module, name: str, lanes: int, keep: bool) -> None:
     words, tall = rounded(f, width), rounded(f, height)
     row, resized = f.arguments["scratch"], f.at(f.arguments["scratch"], rounded_up(CROP, WIDEST))
     with f.loop(3) as plane:
-        crop = f.at_byte(f.arguments["crop"], build.mul(plane, f.index(CROP * CROP)))
-        reverse = build.sub(f.index(2), plane)  # BGR
+        crop = f.at_byte(f.arguments["crop"], build.mul(plane, INDEX(CROP * CROP)))
+        reverse = build.sub(INDEX(2), plane)  # BGR
         prediction = f.at(f.arguments["prediction"], (reverse, INNER * INNER))
         with f.loop(CROP) as y:
-            of_crop = f.at_byte(crop, build.mul(y, f.index(CROP)))
-            with f.vectors(f.index(CROP)) as x:
+            of_crop = f.at_byte(crop, build.mul(y, INDEX(CROP)))
+            with f.vectors(INDEX(CROP)) as x:
                 f.store(f.load_bytes(of_crop, x), row, x, aligned=False)
             inner = f.plus(y, -BORDER)
             with f.when(f.within(inner, INNER)), f.loop(INNER, lanes) as x:
@@ -138,7 +138,7 @@ def write_paste(module: ir.Module, name: str, lanes: int, keep: bool) -> None:
 
 def rounded(f: Function, size: ir.Value) -> ir.Value:
     """Up to a multiple of 16: of a row of taps."""
-    return f.builder.mul(f.builder.udiv(f.plus(size, WIDEST - 1), f.index(WIDEST)), f.index(WIDEST))
+    return f.builder.mul(f.builder.udiv(f.plus(size, WIDEST - 1), INDEX(WIDEST)), INDEX(WIDEST))
 
 
 def resize_across(f: Function, row: ir.Value, words: ir.Value, out: ir.Value) -> None:
@@ -146,7 +146,7 @@ def resize_across(f: Function, row: ir.Value, words: ir.Value, out: ir.Value) ->
     with f.loop(words, f.lanes) as x:
         total = None
         for tap in range(TAPS):
-            beyond = f.builder.mul(words, f.index(tap))
+            beyond = f.builder.mul(words, INDEX(tap))
             near = f.gather(row, f.load_integers(f.arguments["left"], beyond, x))
             total = weighed(f, near, f.load(f.arguments["across"], beyond, x, aligned=False), total)
         assert total is not None
@@ -161,7 +161,7 @@ def taps_of_row(f: Function, y: ir.Value, tall: ir.Value, words: ir.Value) -> Of
     """By the taps `top` and `down`, whose rows are `tall`, of rows of so many words."""
     found = []
     for tap in range(TAPS):
-        place = f.builder.add(f.builder.mul(tall, f.index(tap)), y)
+        place = f.builder.add(f.builder.mul(tall, INDEX(tap)), y)
         source = f.load_index(f.arguments["top"], place)
         found.append((f.builder.mul(source, words), f.splat(f.load_word(f.arguments["down"], place))))
     return found

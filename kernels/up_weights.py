@@ -129,7 +129,7 @@ class UpWeights(NamedTuple):
     last: tuple[np.ndarray, np.ndarray] | None
 
 
-def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None = None) -> np.ndarray:
+def packed(weights: UpWeights, shape: UpShape, levels: UpLevels | None) -> np.ndarray:
     """The weights in the order in which the kernel reads them: words, as float32. Bytes need levels."""
     y, skip, inner, filtered, x, inner2, filtered2 = levels or [None] * 7
     project2, bias2 = weights.project2, weights.project2_bias

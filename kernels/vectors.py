@@ -104,9 +104,6 @@ class Function:
         """Whether 0 ≤ index < count."""
         return self.builder.icmp_unsigned("<", index, INDEX(count))
 
-    def index(self, number: int) -> ir.Constant:
-        return ir.Constant(INDEX, number)
-
     def least(self, index: ir.Value, other: ir.Value) -> ir.Value:
         return self.builder.select(self.builder.icmp_signed("<", index, other), index, other)
 
@@ -181,11 +178,10 @@ class Function:
         """Both of its halves as float32."""
         wide = self.builder.fpext(value, ir.VectorType(FLOAT, 2 * self.lanes))
         halves = (list(range(first, first + self.lanes)) for first in (0, self.lanes))
-        kind = ir.VectorType(INTEGER, self.lanes)
-        return [self.builder.shuffle_vector(wide, wide, ir.Constant(kind, places)) for places in halves]
+        return [self.builder.shuffle_vector(wide, wide, ir.Constant(self.integers, places)) for places in halves]
 
     def store_levels(self, value: ir.Value, pointer: ir.Value, *offsets: Offset) -> None:
-        """The vector as bytes: what is before the point, within 0 and 255."""
+        """The vector as bytes: rounded towards zero, clamped to 0..255."""
         whole = self.builder.fptosi(self.relu(value), self.integers)
         most = ir.Constant(self.integers, [255] * self.lanes)
         within = self.builder.select(self.builder.icmp_unsigned("<", whole, most), whole, most)
@@ -259,8 +255,7 @@ class Function:
 
     def load_bytes(self, pointer: ir.Value, offset: ir.Value) -> ir.Value:
         """Bytes as float32."""
-        wide = self.builder.zext(self.raw_bytes(pointer, offset), self.integers)
-        return self.builder.sitofp(wide, self.vector)
+        return self.to_float(self.builder.zext(self.raw_bytes(pointer, offset), self.integers))
 
     def to_bytes(self, value: ir.Value) -> ir.Value:
         """Of whole numbers in 0..255."""
@@ -357,15 +352,14 @@ class Function:
         return self.builder.call(self._intrinsic(f"llvm.rint.v{self.lanes}f32", [self.vector]), [value])
 
     def truncated(self, value: ir.Value) -> ir.Value:
-        """Without what is behind the point."""
+        """Rounded towards zero."""
         return self.builder.call(self._intrinsic(f"llvm.trunc.v{self.lanes}f32", [self.vector]), [value])
 
     def splat(self, word: ir.Value) -> ir.Value:
         """The same word in all lanes."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         first = self.builder.insert_element(undefined, word, INTEGER(0))
-        nowhere = ir.Constant(ir.VectorType(INTEGER, self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(first, undefined, nowhere)
+        return self.builder.shuffle_vector(first, undefined, self.no_levels())
 
     def multiply_add(self, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
         """a·b + total, rounded once."""

@@ -26,6 +26,7 @@ if not torch.cuda.is_available():
 
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
+from click.testing import CliRunner, Result
 from materials import SMALL_ENCODER as TINY_ENCODER
 from materials import SMALL_UNET as TINY
 from onnx import ModelProto
@@ -33,6 +34,7 @@ from PIL import Image
 
 import gpurender.export
 from gpurender import AudioEncoder, UNet
+from gpurender.cli import main
 from gpurender.color_kernel import nv12_function
 from gpurender.export import cached_onnx
 from gpurender.face_kernels import crop_function, paste_function
@@ -156,6 +158,20 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the reference's files are not at {SHARED}: NOTHING IS CHECKED AGAINST THE REFERENCE HERE")
     return SHARED
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line, in a directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> Result:
+        return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+
+    return call
 
 
 # --- networks --------------------------------------------------------------------------------------------------------

@@ -100,11 +100,11 @@ class StandInPlan:
         return PlanMemoryError("the stand-in has no memory left")
 
 
-def stand_in_engine(halves: Halves, batch: int | None = 3, contexts: int = 2) -> tuple[Any, dict[str, StandInPlan]]:
+def stand_in_engine(halves: Halves, batch: int = 3, contexts: int = 2) -> tuple[Any, dict[str, StandInPlan]]:
     plans: dict[str, StandInPlan] = {}
 
     def load(name: str, half: ModelProto) -> StandInPlan:
-        plans[name] = StandInPlan(half, halves.batch or batch or 16, contexts)
+        plans[name] = StandInPlan(half, halves.batch or batch, contexts)
         return plans[name]
 
     return TensorRtEngine(halves, load, CPU, batch), plans

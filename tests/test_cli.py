@@ -21,24 +21,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from click.testing import CliRunner, Result
-from conftest import MakeTemplate, landmarks, tones
+from click.testing import CliRunner
+from conftest import MakeTemplate, Run, landmarks, tones
 from PIL import Image
 
 from gpurender import UNet
 from gpurender.cli import main
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> Result:
-        return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
-
-    return call
 
 
 @pytest.fixture

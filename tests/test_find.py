@@ -18,13 +18,15 @@ def template(tmp_path: Path) -> Path:
 
 
 def test_documented_names() -> None:
-    assert NETWORKS[:4] == ("generator.onnx", "unet.onnx", "unet.pth", "generator.pth")
-    assert NETWORKS[4:] == tuple(f"models/{name}" for name in NETWORKS[:4])
-    assert AUDIO_ENCODERS[:3] == ("audio_encoder.onnx", "audio_encoder.pth", "audio_visual_encoder.pth")
-    assert AUDIO_ENCODERS[3:] == tuple(f"models/{name}" for name in AUDIO_ENCODERS[:3])
+    assert NETWORKS == ("generator.onnx", "unet.onnx", "unet.pth", "generator.pth")
+    assert AUDIO_ENCODERS == ("audio_encoder.onnx", "audio_encoder.pth", "audio_visual_encoder.pth")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def both_places(names: tuple[str, ...]) -> list[str]:
+    return [*names, *(f"models/{name}" for name in names)]
+
+
+@pytest.mark.parametrize("name", both_places(NETWORKS))
 def test_each_network_is_found(template: Path, name: str) -> None:
     (template / name).touch()
     assert find_network(template) == template / name
@@ -32,15 +34,15 @@ def test_each_network_is_found(template: Path, name: str) -> None:
 
 
 def test_the_preferred_kind_is_taken_where_there_are_both(template: Path) -> None:
-    for name in NETWORKS[4:]:
-        (template / name).touch()
+    for name in NETWORKS:
+        (template / "models" / name).touch()
     assert find_network(template) == template / "models" / "generator.onnx"
     assert find_network(template, ".pth") == template / "models" / "unet.pth"
     (template / "unet.onnx").touch()
     assert find_network(template, ".pth") == template / "unet.onnx"  # beside the frames comes before models/
 
 
-@pytest.mark.parametrize("name", AUDIO_ENCODERS)
+@pytest.mark.parametrize("name", both_places(AUDIO_ENCODERS))
 def test_each_audio_encoder_is_found(template: Path, name: str) -> None:
     (template / name).touch()
     assert find_audio_encoder(template) == template / name
@@ -49,11 +51,11 @@ def test_each_audio_encoder_is_found(template: Path, name: str) -> None:
 
 def test_earlier_names_come_first(template: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / "anna" / "99.pth").touch()
-    for name in reversed(NETWORKS):
+    for name in reversed(both_places(NETWORKS)):
         (template / name).touch()
         assert find_network(template) == template / name
     (tmp_path / "model" / "checkpoints" / "audio_visual_encoder.pth").touch()
-    for name in reversed(AUDIO_ENCODERS):
+    for name in reversed(both_places(AUDIO_ENCODERS)):
         (template / name).touch()
         assert find_audio_encoder(template) == template / name
 
@@ -99,7 +101,7 @@ def test_what_was_looked_for_is_told(template: Path, tmp_path: Path, strays: lis
         (tmp_path / "checkpoint" / "anna" / name).touch()
     checkpoints = re.escape(str(tmp_path / "checkpoint" / "anna"))
     words = (
-        rf"no network for anna: none of {', '.join(NETWORKS[:4])} in {re.escape(str(template))} or its models "
+        rf"no network for anna: none of {', '.join(NETWORKS)} in {re.escape(str(template))} or its models "
         rf"directory, and no numbered .pth in {checkpoints}. Give --model FILE"
     )
     with pytest.raises(InputError, match=words):
@@ -107,7 +109,7 @@ def test_what_was_looked_for_is_told(template: Path, tmp_path: Path, strays: lis
 
 
 def test_audio_encoders_that_were_looked_for_are_told(template: Path) -> None:
-    words = f"no audio encoder for anna: none of {', '.join(AUDIO_ENCODERS[:3])} in .*audio_visual_encoder.pth. Give"
+    words = f"no audio encoder for anna: none of {', '.join(AUDIO_ENCODERS)} in .*audio_visual_encoder.pth. Give"
     with pytest.raises(InputError, match=words):
         find_audio_encoder(template)
 

@@ -41,10 +41,10 @@ class Builds:
 def test_a_plan_is_built_once_for_each_key(cache: Path) -> None:
     plans = Builds()
     assert [plans(gpu="a"), plans(gpu="a"), plans(gpu="b"), plans(gpu="a")] == ["plan 1", "plan 1", "plan 2", "plan 1"]
-    files = list((cache / "plans").glob("*.plan"))
+    files = list((cache / "built").glob("*.plan"))
     assert len(files) == 2
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
-    assert (cache / "plans").stat().st_mode & 0o777 == 0o700
+    assert (cache / "built").stat().st_mode & 0o777 == 0o700
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,7 +92,7 @@ def test_a_full_disk_costs_the_plan_alone(cache: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "write_bytes", full)
     assert cached_plan({"gpu": "a"}, lambda: b"plan", bytes.decode, told.append) == "plan"
     assert "cannot be kept for the next time: the disk is full" in told[0]
-    assert not list((cache / "plans").glob("*.plan"))
+    assert not list((cache / "built").glob("*.plan"))
 
 
 def build_slowly(log: Path, started: Any) -> None:

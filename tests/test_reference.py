@@ -16,29 +16,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from conftest import MakeTemplate
+from conftest import MakeTemplate, Run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from gpurender import InputError, OutputError, compare_frames, load_features, load_unet, make, open_reference
 from gpurender import write_reference as write
-from gpurender.cli import main
 
-Run = Callable[..., Result]
 FRAMES = 23
 INDICES = [0, 7, 15, 22]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> Result:
-        return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
-
-    return call
 
 
 @pytest.fixture

@@ -14,21 +14,12 @@ import torch
 from conftest import corner, noise, tones
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.signal import lfilter
+from reference_loop import mel_of as librosa_mel  # the reference's front end, of librosa and SciPy
 
 from gpurender import InputError, load_features
 from gpurender.sound import decode_sound, mel_blocks, mel_filters
 
 CPU = torch.device("cpu")
-
-
-def librosa_mel(wave: np.ndarray) -> np.ndarray:
-    """(T,80): the reference's front end, of librosa and SciPy."""
-    emphasised = np.asarray(lfilter([1, -0.97], [1], wave), np.float32)
-    spectrum = np.abs(librosa.stft(emphasised, n_fft=800, hop_length=200, window="hann", pad_mode="constant"))
-    bands = librosa.filters.mel(sr=16000, n_fft=800, n_mels=80, fmin=55, fmax=7600) @ spectrum
-    level = 20 * np.log10(np.maximum(1e-5, bands)) - 20
-    return np.clip(8 * (level + 100) / 100 - 4, -4, 4).T
 
 
 def samples_of(path: Path) -> np.ndarray:

@@ -329,7 +329,7 @@ def test_code_is_kept_and_made_anew_where_it_is_damaged(tmp_path: Any, monkeypat
     compiled("up_kept", write, pointers=5)
     compiled("up_kept", write, pointers=5)
     assert len(made) == 1
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache" / "built").iterdir()
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
         file.write_bytes(damaged)

@@ -31,7 +31,7 @@ from .subject import Loaded
 COPIED_BYTES = 2**28
 SQUARE = {"cpu": 1536, "cuda": 8192}  # rows of the matrices
 CUBIC_FLOPS = 7  # of a value out of four: four products, three sums
-COLOUR_FLOPS = 13  # a pixel: five for luma; of four pixels' chroma, 9 for means, 5 for luma and twice 5, and 8 to round
+COLOUR_FLOPS = 13  # a pixel: 5 for luma, and a quarter of a 2×2 block at 32 (9 means, 5 luma, 2 × 5, 8 to round)
 
 
 class Count(NamedTuple):

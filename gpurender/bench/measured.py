@@ -149,7 +149,7 @@ Verdict = Literal["better", "worse", "within noise", "one run"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Change:
     """A figure then and now."""
 
     name: str
@@ -166,12 +166,12 @@ class Comparison:
         return self.new / self.old if self.old else (1.0 if self.new == 0 else float("inf"))
 
 
-def compared(old: Record, new: Record) -> list[Comparison]:
+def compared(old: Record, new: Record) -> list[Change]:
     """The figures that are in both records, by their names and picture sizes."""
     before = {(result["name"], size_of(result)): result for result in old["results"]}
     pairs = [(before.get((result["name"], size_of(result))), result) for result in new["results"]]
     return [
-        Comparison(now["name"], size_of(now), now["unit"], then["median"], now["median"], verdict(then, now))
+        Change(now["name"], size_of(now), now["unit"], then["median"], now["median"], verdict(then, now))
         for then, now in pairs
         if then is not None and then["unit"] == now["unit"]
     ]

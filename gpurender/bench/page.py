@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Iterator
 
-from .measured import Comparison, Record, find, sizes
+from .measured import Change, Record, find, size_of, sizes
 from .plots import Point, bars, curve, roofline
 from .stages import STAGES, SWEEP, is_once
 from .table import WHOLE, number, path_taken, spread, written
@@ -39,7 +39,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def page(made: Record, pairs: list[Comparison]) -> str:
+def page(made: Record, pairs: list[Change]) -> str:
     """A whole HTML document that needs no other file.
 
     Args:
@@ -57,7 +57,7 @@ def page(made: Record, pairs: list[Comparison]) -> str:
     )
 
 
-def body(made: Record, pairs: list[Comparison]) -> Iterator[str]:
+def body(made: Record, pairs: list[Change]) -> Iterator[str]:
     machine, version = made["machine"], made["gpurender"]
     yield "<header><h1>What a render costs</h1>"
     place = f"{machine['processor']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}"
@@ -161,7 +161,7 @@ def roof(made: Record) -> Iterator[str]:
     yield "</section>"
 
 
-def comparison(pairs: list[Comparison]) -> Iterator[str]:
+def comparison(pairs: list[Change]) -> Iterator[str]:
     if not pairs:
         return
     yield "<section><h2>Against the older record</h2>"
@@ -183,8 +183,7 @@ def every_figure(made: Record) -> Iterator[str]:
     yield "<details><summary><h2 style='display:inline'>Every figure</h2></summary>"
     rows = []
     for r in made["results"]:
-        where = f"{r['parameters']['width']}×{r['parameters']['height']}" if "width" in r["parameters"] else ""
-        rows.append((r["name"], where, written(r["median"], r["unit"]), spread(r), str(len(r["runs"]))))
+        rows.append((r["name"], size_of(r), written(r["median"], r["unit"]), spread(r), str(len(r["runs"]))))
     yield from shown_table(("figure", "size", "median", "spread", "runs"), rows)
     yield "</details>"
 
@@ -204,7 +203,7 @@ def origin(made: Record) -> Iterator[str]:
         "notes": "; ".join(made["notes"]) or "none",
     }
     yield "<section><h2>Where these numbers are from</h2><dl>"
-    yield from (f"<dt>{text(name)}</dt><dd>{text(str(value))}</dd>" for name, value in facts.items())
+    yield from (f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
     yield "</dl></section>"
 
 
@@ -217,4 +216,4 @@ def shown_table(head: Iterable[str], rows: Iterable[tuple[str, ...]], raw_last: 
 
 
 def text(words: str) -> str:
-    return html.escape(str(words))
+    return html.escape(words)

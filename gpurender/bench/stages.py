@@ -247,10 +247,7 @@ def encode_once(loaded: Loaded, batches: list[Tensor], timings: Timings) -> tupl
 
 
 def transferred(loaded: Loaded, work: Callable[[], int]) -> Iterator[Measured]:
-    """Bytes a frame between host and device, as the GPU's profiler counts its copies while `work` makes some frames;
-    nothing on a CPU."""
-    if loaded.device.type != "cuda":
-        return
+    """Bytes a frame between host and GPU, as the GPU's profiler counts its copies while `work` makes some frames."""
     torch.cuda.synchronize(loaded.device)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:

@@ -1,6 +1,5 @@
 """What `gpurender bench` measures: a template in some size, a sound of some seconds, networks; and all of it loaded."""
 
-import json
 import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ from ..engine import PROBED, Engine, EngineName, Precision
 from ..errors import InputError
 from ..find import find_audio_encoder
 from ..network import AudioEncoder, UNet
+from ..pack import write_rectangles
 from ..render import Pixels, probe_inputs
 from ..seeds import save_seeded
 from ..sound import SAMPLE_RATE, decode_sound
-from ..template import Template, open_template
+from ..template import VIDEO, Template, open_template
 
 AT_ONCE = 8  # frames at a time while a template is enlarged
 
@@ -139,9 +139,7 @@ def enlarged(template: Path, size: tuple[int, int], to: Path) -> Path:
     scale = torch.tensor([width / person.width, height / person.height] * 2)
     rects = (person.rects * scale).round().long()
     rects[:, 2:] = rects[:, 2:].minimum(torch.tensor(size))
-    (to / "cache").mkdir(parents=True)
-    table = {str(i): {"rect": rect} for i, rect in enumerate(rects.tolist())}
-    (to / "cache" / "crop_rectangles.json").write_text(json.dumps(table))
+    write_rectangles(to, rects.tolist())
     if person.parsing:
         (to / "parsing").mkdir()
 
@@ -156,7 +154,7 @@ def enlarged(template: Path, size: tuple[int, int], to: Path) -> Path:
             larger = F.interpolate(frames.float(), (height, width), mode="bicubic", align_corners=False)
             yield larger.round_().clamp_(0, 255).to(torch.uint8)
 
-    write_frames(resized(), to / "full_body_video.mp4", fps=25, encoder="x264")
+    write_frames(resized(), to / VIDEO, fps=25, encoder="x264")
     return to
 
 

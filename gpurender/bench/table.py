@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from .measured import Comparison, Record, find, other_settings, sizes
+from .measured import Change, Record, find, other_settings, sizes
 from .stages import STAGES, SWEEP, is_once
 
 COLUMNS = 80
@@ -99,12 +99,12 @@ def limit_lines(made: Record) -> Iterator[str]:
             yield f"{result['name']:<25}{written(result['median'], result['unit']):>13}  {spread(result)}"
 
 
-def comparison_table(pairs: list[Comparison], old: Record, new: Record) -> str:
+def comparison_table(pairs: list[Change], old: Record, new: Record) -> str:
     """Ratios of a record to an older one, figure by figure."""
     return "\n".join(line.rstrip() for line in comparison_lines(pairs, old, new))
 
 
-def comparison_lines(pairs: list[Comparison], old: Record, new: Record) -> Iterator[str]:
+def comparison_lines(pairs: list[Change], old: Record, new: Record) -> Iterator[str]:
     then = old["gpurender"]
     yield from wrapped(f"against gpurender {then['version']} ({then['commit'] or 'no commit'}) of {old['date']}")
     for key in ("processor", "cores", "gpu"):

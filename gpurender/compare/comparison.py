@@ -34,7 +34,7 @@ class Comparison:
         figures: of each compared frame, by its number.
         arrays: of two reference sets, the largest absolute difference in each array, and the frame where that is.
         min_psnr_db, min_ssim, tolerance: what each frame, and each array, is held to.
-        unequal: what one of them lacks, in words: frames.
+        unequal: in words, which frames one of them lacks.
     """
 
     a: str

@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from math import ceil, inf
+from math import ceil, floor, inf, log10
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -172,10 +172,8 @@ def curve(numbers: list[int], values: list[float], limit: float, words: str) -> 
 
 def tick_step(span: float) -> float:
     """1, 2 or 5 times a power of ten: at most about 6 of them in a span."""
-    power = 10.0 ** len(str(int(span))) if span >= 1 else 1.0
-    while power > span:
-        power /= 10
-    return next(power * factor for factor in (0.2, 0.5, 1, 2, 5) if span / (power * factor) <= 6)
+    unit = 10.0 ** floor(log10(span / 6))
+    return next(k * unit for k in (1, 2, 5, 10) if span / (k * unit) <= 6)
 
 
 def lowest_of_stretches(values: Sequence[float]) -> list[int]:

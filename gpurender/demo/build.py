@@ -49,7 +49,7 @@ TALKING_ROUNDS = ((200, 4e-3, 0.0, False), (1500, 5e-4, 0.0, True), (600, 3e-4, 
 """Steps, highest learning rate, weight of squares, windows: without batch norms that adapt, large steps diverge."""
 
 
-def build(out: Path, device: torch.device, seed: int = 0, share: float = 1.0) -> None:
+def build(out: Path, device: torch.device, seed: int, share: float) -> None:
     """Make the avatar's template package, its networks and its recording in a directory.
 
     Args:

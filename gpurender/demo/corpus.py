@@ -73,7 +73,7 @@ def training_sentences(count: int, seed: int) -> Iterator[tuple[str, str, int, i
         yield text, f"{language}+{variant}", chance.randint(110, 215), chance.randint(20, 80), chance.uniform(0.1, 1.2)
 
 
-def training_recordings(count: int, seed: int = 0) -> list[Recording]:
+def training_recordings(count: int, seed: int) -> list[Recording]:
     """Random sentences, spoken and heard; the same ones for the same seed."""
     with ProcessPoolExecutor() as pool:
         return list(pool.map(record_sentence, training_sentences(count, seed), chunksize=16))

@@ -53,9 +53,7 @@ def linear(start: Point, end: Point, colours: Sequence[Colour], places: Sequence
     return skia.Paint(Shader=shader, AntiAlias=True, Dither=True)
 
 
-def radial(
-    centre: Point, radius: float, colours: Sequence[Colour], places: Sequence[float] | None = None
-) -> skia.Paint:
+def radial(centre: Point, radius: float, colours: Sequence[Colour], places: Sequence[float]) -> skia.Paint:
     shader = skia.GradientShader.MakeRadial(skia.Point(*centre), radius, list(colours), places)
     return skia.Paint(Shader=shader, AntiAlias=True, Dither=True)
 
@@ -65,7 +63,7 @@ def fill(canvas: skia.Canvas, path: skia.Path, paint: skia.Paint | Colour) -> No
 
 
 def stroke(
-    canvas: skia.Canvas, path: skia.Path, colour: Colour, width: float, alpha: float = 1.0, sigma: float = 0.0
+    canvas: skia.Canvas, path: skia.Path, colour: Colour, width: float, alpha: float, sigma: float = 0.0
 ) -> None:
     blurred(canvas, path, colour, sigma, alpha, width)
 
@@ -75,7 +73,7 @@ def blurred(
     path: skia.Path,
     colour: Colour,
     sigma: float,
-    alpha: float = 1.0,
+    alpha: float,
     width: float = 0.0,
     offset: Point = (0.0, 0.0),
 ) -> None:
