@@ -58,7 +58,7 @@ def export_coreml(
         raise InputError(f"{out}: a Core ML package is named .mlpackage.")
     if precision != "fp16" or max_batch != 1:
         raise InputError(f"a Core ML package is fp16 with a batch of 1, not {precision} with up to {max_batch}.")
-    check_output_directory(out, overwrite, MARK)
+    check_output_directory(out, overwrite, MARK, [checkpoint])
     network = load_network(checkpoint, mode)
     coremltools = find_coremltools()
     with complete_or_absent_directory(out, overwrite, MARK) as directory:

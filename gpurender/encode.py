@@ -19,7 +19,7 @@ from .errors import DeviceError, InputError, OutputError, check_choice
 from .mjpeg import MjpegEncoder
 from .numbered import JPEG_QUALITIES, JPEG_QUALITY, write_pictures
 from .nvenc import NvencEncoder
-from .output import check_output, complete_or_absent, describe
+from .output import check_output, complete_or_absent, describe, is_pattern
 from .software_encoder import LIBRARIES, Codec, SoftwareEncoder
 from .sound import open_sound
 from .sound_track import SoundTrack
@@ -101,11 +101,6 @@ def frame_rate(fps: float) -> Fraction:
         raise InputError(f"{fps} frames a second is not within 0.01 to 1000.")
     television = Fraction(round(fps) * 1000, 1001)
     return television if abs(television - fps) < 1e-5 * fps else Fraction(fps).limit_denominator(1001)
-
-
-def is_pattern(out: Path) -> bool:
-    """Whether this names numbered pictures, not one video."""
-    return "%" in out.name
 
 
 def write_frames(

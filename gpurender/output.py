@@ -26,18 +26,33 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path.parent} is not yours to write to, so {path.name} cannot be written there.")
 
 
+def is_pattern(out: Path) -> bool:
+    """Whether this names numbered pictures, not one file."""
+    return "%" in out.name
+
+
 def check_outputs(
     paths: Iterable[str | Path | None], overwrite: bool, inputs: Iterable[str | Path | None] = ()
 ) -> None:
-    """The same of several files, None being none; two of them that are one are refused, too, and what is an input."""
+    """The same of several files and, but for their names, patterns of numbered pictures; None is none. Two that are one
+    are refused, too, and what would replace something that is read, or numbered pictures beside it.
+
+    Args:
+        inputs: files that are read, and directories of such.
+    """
     files = [Path(path) for path in paths if path is not None]
-    read = {os.path.realpath(path) for path in inputs if path is not None}
+    read = [Path(os.path.realpath(path)) for path in inputs if path is not None]
     for i, file in enumerate(files):
-        if os.path.realpath(file) in read:
+        place = Path(os.path.realpath(file))
+        if place in read:
             raise OutputError(f"{file} is what is read, and would be replaced; give another name.")
+        around = next((path for path in read if place.is_relative_to(path)), None)
+        if around is not None and (place.exists() or is_pattern(file)):
+            raise OutputError(f"{file} is among what is read; give a name outside of {around}.")
         if os.path.realpath(file) in map(os.path.realpath, files[:i]):
             raise OutputError(f"{file} is named for two results, of which one would replace the other; give two names.")
-        check_output(file, overwrite)
+        if not is_pattern(file):
+            check_output(file, overwrite)
 
 
 @contextmanager
@@ -118,8 +133,9 @@ def complete_or_absent_directory(path: Path, overwrite: bool, mark: str) -> Iter
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def check_output_directory(path: Path, overwrite: bool, mark: str) -> None:
-    """Raise OutputError if a directory cannot be made at `path`, before any work is done for it."""
+def check_output_directory(path: Path, overwrite: bool, mark: str, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise OutputError if a directory cannot be made at `path`, before any work is done for it; or if it would replace
+    one that holds what is read, `inputs`."""
     if path.is_dir() and not path.is_symlink():
         if not any(path.iterdir()):
             return  # nothing is lost
@@ -129,6 +145,9 @@ def check_output_directory(path: Path, overwrite: bool, mark: str) -> None:
             raise OutputError(f"{path} exists; give --overwrite to replace it.")
     elif os.path.lexists(path):
         raise OutputError(f"{path} exists and is not a directory of its own; give another name.")
+    for read in inputs:
+        if read is not None and Path(os.path.realpath(read)).is_relative_to(os.path.realpath(path)):
+            raise OutputError(f"{path} holds {read}, which is read and would be gone; give another name.")
     check_output(Path(os.path.abspath(path)).parent / ".new", overwrite=True)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -26,7 +25,7 @@ from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
 from .output import check_output_directory, complete_or_absent_directory, describe
 from .progress import Progress, Silent
 from .software_encoder import BT709, host_pictures, planar_frame, yuv_frames
-from .template import LANDMARKS, RECTANGLES, VIDEO, Template, open_template
+from .template import LANDMARKS, MASKS, RECTANGLES, VIDEO, Template, open_template
 from .timings import Timings
 
 GENERATOR, AUDIO_ENCODER = "models/generator.onnx", "models/audio_encoder.onnx"
@@ -99,9 +98,7 @@ def pack_template(
     """
     progress = progress or Silent()
     path, out = find_template(template), Path(out)
-    check_output_directory(out, overwrite, VIDEO)
-    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
-        raise OutputError(f"{out} holds the template {path} itself; give another name.")
+    check_output_directory(out, overwrite, VIDEO, [path, model, audio_encoder])
     person = open_template(path)
     if not lossless and (person.width % 2 or person.height % 2):
         raise InputError(
@@ -122,7 +119,7 @@ def pack_template(
             write_audio_encoder(listener, package, progress)
         write_rectangles(package, person.rects.tolist())
         copy_numbered(landmarks_of(person), package / LANDMARKS)
-        copy_numbered(person.mask_files, package / "parsing")
+        copy_numbered(person.mask_files, package / MASKS)
         frames = progress.frames(blocks(person), len(person))
         write_video(package, frames, fps=FRAME_RATES[kind], lossless=lossless)
         progress.stage("comparing the package with the template")

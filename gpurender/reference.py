@@ -65,12 +65,12 @@ def write_reference(
         InputError, DeviceError, OutputError: with what to do about it; nothing is left at `out` then.
     """
     progress, out = progress or Silent(), Path(out)
-    check_output_directory(out, overwrite, METADATA)
+    template, audio, place = find_template(template), find_sound(audio), resolve_device(device)
+    check_output_directory(out, overwrite, METADATA, [template, audio, model, audio_encoder])
     if (out / METADATA).is_file():
         open_reference(out)  # else it is not ours to replace
     if frames < 1:
         raise InputError(f"{frames} sample frames cannot be taken; give at least 1.")
-    template, audio, place = find_template(template), find_sound(audio), resolve_device(device)
     person = open_template(template, device=place, parsing=parsing)
     frame_order(len(person), range(1), order, start_frame)
     network = network_for(template, model, engine, place)

@@ -26,26 +26,28 @@ from .choose_engine import load_engine, network_for
 from .crop import crop_and_mask
 from .cuda import is_out_of_memory, resolve_device
 from .cuda_graphs import wait_for_all
-from .encode import EncoderName, check_destination, is_pattern, write_frames
+from .encode import EncoderName, check_destination, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
 from .errors import DeviceError, InputError, check_choice
 from .faces import Faces
-from .find import find_sound, find_template
+from .find import AUDIO_ENCODERS, NETWORKS, find_sound, find_template
 from .host import free_memory
 from .network import FRAME_RATES
 from .ops import why_no_kernels
-from .output import check_outputs
+from .output import check_outputs, is_pattern
 from .paste import paste_faces, paste_faces_nv12
 from .prefetch import stage
 from .progress import Progress, Silent
 from .report import Summary
 from .software_encoder import Codec
 from .sound import open_sound
-from .template import VIDEO, DecoderName, Order, Template, decoded_ahead, frame_order, open_template
+from .template import CONTENTS, DecoderName, Order, Template, decoded_ahead, frame_order, open_template
 from .timings import Timings, write_trace
 
 Pixels = Literal["rgb", "nv12"]
 PROBE_FRAMES, PROBE_SOUNDS = 4, 16
+READ_OF_TEMPLATES = (*CONTENTS, *NETWORKS, *AUDIO_ENCODERS, "models")
+"""Files, and directories of such, that a render may read of a template."""
 
 
 class Shown(NamedTuple):
@@ -264,8 +266,8 @@ def make(
     template, audio = find_template(template), find_sound(audio)
     out = Path(out) if out is not None else default_output(template, audio)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
-    inputs = [audio, sound, model, audio_encoder, template / VIDEO]
-    check_outputs([None if is_pattern(out) else out, report, trace], overwrite, inputs)
+    inputs = [audio, f"{audio}.json", sound, model, audio_encoder]
+    check_outputs([out, report, trace], overwrite, [*inputs, *(template / name for name in READ_OF_TEMPLATES)])
     if sound is not None:
         if is_pattern(out):
             raise InputError(f"{out}: numbered pictures have no sound; leave out {sound}.")

@@ -27,6 +27,8 @@ LANDMARKS = "landmarks"
 AHEAD = 8
 """Frames that are decoded ahead at a time: whoever no longer wants more waits for as many."""
 RECTANGLES = ("cache/crop_rectangles.json", "crop_rectangles.json")
+MASKS = "parsing"
+CONTENTS = (PICTURES, VIDEO, LANDMARKS, *RECTANGLES, MASKS)
 
 
 class Template:
@@ -339,7 +341,7 @@ def numbering_shift(pictures: Iterable[int], others: Iterable[int]) -> int:
 
 def find_masks(path: Path, names: dict[int, str], used: list[int], parsing: bool | None) -> list[Path]:
     """The mask of each frame that is used: of the same number, if all frames have one."""
-    directory = path / "parsing"
+    directory = path / MASKS
     if parsing is False or (parsing is None and not directory.is_dir()):
         return []
     if directory.is_dir() and not any(directory.iterdir()):

@@ -297,6 +297,10 @@ def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
     refused(run, "a.json is named for two results", *arguments, "--report", "a.json", "--trace", "a.json")
     refused(run, "is named for two results", *arguments, "--out", "a.mp4", "--report", Path("a.mp4").absolute())
     refused(run, "speech.wav is what is read", *arguments, "--report", speech, "--overwrite")
+    refused(run, "unet.onnx is what is read", *arguments, "--report", anna / "unet.onnx", "--overwrite")
+    refused(run, "0.lms is among what is read", *arguments, "--trace", anna / "landmarks/0.lms", "--overwrite")
+    for pattern in ("full_body_img/%d.jpg", "full_body_img/%d.png", "landmarks/../full_body_img/%03d.jpg"):
+        refused(run, "is among what is read; give a name outside", *arguments, "--out", anna / pattern, "--overwrite")
     refused(run, "the mjpeg encoder does not make hevc", *arguments, "--encoder", "mjpeg", "--codec", "hevc")
     refused(run, "nvdec decodes videos, but the template's frames are pictures", *arguments, "--decoder", "nvdec")
     refused(run, "'tpu' is not a device", *arguments, "--device", "tpu")

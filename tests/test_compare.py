@@ -274,6 +274,10 @@ def test_outputs_that_are_there(run: Run) -> None:
         assert run("a", "a", option, "mine.mp4", "--overwrite").exit_code == 0
         assert Path("mine.mp4").read_bytes() != b"mine"
         refused(run, "mine.mp4 is what is read", "mine.mp4", "a", option, "mine.mp4", "--overwrite")
+        refused(run, "00001.png is among what is read", "a", "mine.mp4", option, "a/00001.png", "--overwrite")
+        refused(run, "00001.png is among what is read", "mine.mp4", "a/%05d.png", option, "a/00001.png", "--overwrite")
+    for a in ("a", "a/%05d.png"):
+        refused(run, "is among what is read", a, "mine.mp4", "--side-by-side", "a/sheet%d.png", "--overwrite")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

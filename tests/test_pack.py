@@ -299,7 +299,7 @@ def test_overwriting(make_template: MakeTemplate, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "package", "two"]
 
 
-def test_only_packages_are_replaced(make_template: MakeTemplate, tmp_path: Path) -> None:
+def test_only_packages_are_replaced(make_template: MakeTemplate, tmp_path: Path, tiny_unet: Path) -> None:
     path = make_template()
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("mine")
@@ -308,8 +308,11 @@ def test_only_packages_are_replaced(make_template: MakeTemplate, tmp_path: Path)
     with pytest.raises(OutputError, match="is something else, and is not replaced"):
         pack_template(path, path, networks=False, overwrite=True)
     pack_template(path, tmp_path / "package", networks=False)
-    with pytest.raises(OutputError, match="package holds the template .* itself; give another name"):
+    with pytest.raises(OutputError, match="package holds .*, which is read and would be gone; give another name"):
         pack_template(tmp_path / "package", tmp_path / "package", networks=False, overwrite=True)
+    shutil.copy(tiny_unet, tmp_path / "package" / "mine.pth")
+    with pytest.raises(OutputError, match=r"package holds .*mine\.pth, which is read and would be gone"):
+        pack_template(path, tmp_path / "package", model=tmp_path / "package" / "mine.pth", overwrite=True)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "package")
     for name in ("file", "link"):

@@ -297,6 +297,10 @@ def test_where_a_set_is_written(stored: Path, anna: Path, features: Path, tmp_pa
     assert (stored / "metadata.json").read_bytes() == before
     assert len(write(anna, features, stored, frames=2, overwrite=True)) == 2
     assert len(list((stored / "frames").iterdir())) == 2
+    inside = Path(shutil.copy(features, stored / "features.npy"))
+    with pytest.raises(OutputError, match=r"set holds .*features\.npy, which is read and would be gone"):
+        write(anna, inside, stored, overwrite=True)
+    assert inside.read_bytes() == features.read_bytes()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(OutputError, match=r"mine has no metadata\.json: it is something else, and is not replaced"):

@@ -26,7 +26,7 @@ from ..pack import write_rectangles
 from ..render import Pixels, probe_inputs
 from ..seeds import save_seeded
 from ..sound import SAMPLE_RATE, decode_sound
-from ..template import VIDEO, Template, open_template
+from ..template import MASKS, VIDEO, Template, open_template
 
 AT_ONCE = 8  # frames at a time while a template is enlarged
 
@@ -141,7 +141,7 @@ def enlarged(template: Path, size: tuple[int, int], to: Path) -> Path:
     rects[:, 2:] = rects[:, 2:].minimum(torch.tensor(size))
     write_rectangles(to, rects.tolist())
     if person.parsing:
-        (to / "parsing").mkdir()
+        (to / MASKS).mkdir()
 
     def resized() -> Iterator[Tensor]:
         for start in range(0, len(person), AT_ONCE):
@@ -150,7 +150,7 @@ def enlarged(template: Path, size: tuple[int, int], to: Path) -> Path:
                 masks = F.interpolate(keep[:, None].float(), (height, width))[:, 0] > 0.5
                 for i, mask in enumerate(masks.numpy()):
                     pixels = np.repeat((255 * mask.astype(np.uint8))[..., None], 3, 2)
-                    Image.fromarray(pixels).save(to / "parsing" / f"{start + i}.png", compress_level=1)
+                    Image.fromarray(pixels).save(to / MASKS / f"{start + i}.png", compress_level=1)
             larger = F.interpolate(frames.float(), (height, width), mode="bicubic", align_corners=False)
             yield larger.round_().clamp_(0, 255).to(torch.uint8)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..cuda import resolve_device
-from ..encode import check_destination, is_pattern, write_frames
+from ..encode import check_destination, write_frames
 from ..errors import InputError
-from ..output import check_outputs, write_text
+from ..output import check_outputs, is_pattern, write_text
 from ..prefetch import prefetch
 from ..progress import Progress, Silent
 from ..rectangles import Rect
@@ -75,8 +75,8 @@ def compare_frames(
         DeviceError: there is no such device here.
         OutputError: something cannot be written.
     """
-    pictures = side_by_side is not None and is_pattern(Path(side_by_side))
-    check_outputs([None if pictures else side_by_side, html, json_file], overwrite, [a, b])
+    around = [Path(path).parent for path in (a, b) if is_pattern(Path(path))]
+    check_outputs([side_by_side, html, json_file], overwrite, [a, b, *around])
     if side_by_side is not None:
         check_destination(side_by_side, frames=0, overwrite=overwrite)
     for what, value, fits, allowed in (
