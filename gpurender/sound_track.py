@@ -21,7 +21,11 @@ AHEAD = 4096
 """Packets that may be ready before the picture has come so far, of 1024 samples each: a minute and a half at 48 kHz, in
 two megabytes. A video in segments comes late and in large pieces; its sound is made meanwhile."""
 
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+LAYOUTS = {
+    f"{count} channels": layout
+    for count, layout in enumerate(("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1"), 1)
+}
+"""For sound such as plain WAVs', which does not say which channel is which."""
 
 
 class SoundTrack:
@@ -35,9 +39,7 @@ class SoundTrack:
         rate = min(rates, key=lambda rate: abs(rate - track.rate))
         layout = track.layout.name
         self._channels = layout if layout.endswith("channels") else f"channels ({layout})"
-        if layout == f"{track.layout.nb_channels} channels":  # a plain WAV does not say which is which
-            layout = LAYOUTS.get(track.layout.nb_channels, "stereo")
-        self._stream = cast(AudioStream, container.add_stream("aac", rate, layout=layout))
+        self._stream = cast(AudioStream, container.add_stream("aac", rate, layout=LAYOUTS.get(layout, layout)))
         try:
             self._stream.codec_context.open()
         except av.error.FFmpegError as error:
@@ -77,13 +79,27 @@ class SoundTrack:
         samples = 0
         for _, alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
             resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
-            for frame in chain(alike, [None]):
+            for frame in chain(_named(alike), [None]):
                 for converted in resampler.resample(frame):
                     # Counted from 0: the features were, whatever the source's time stamps say.
                     converted.pts, converted.time_base = samples, Fraction(1, context.sample_rate)
                     samples += converted.samples
                     yield from self._stream.encode(converted)
         yield from self._stream.encode(None)
+
+
+def _named(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
+    """Frames that are alike, with the usual names for channels that have none: FFmpeg would take three for 2.1, and mix
+    them."""
+    interleaved = av.AudioResampler(format="flt")  # PyAV reads planes of 8 channels and more wrongly
+    for frame in frames:
+        if frame.layout.name not in LAYOUTS:
+            yield frame
+            continue
+        for part in interleaved.resample(frame):
+            named = av.AudioFrame.from_ndarray(part.to_ndarray(), "flt", LAYOUTS[frame.layout.name])
+            named.sample_rate = part.sample_rate
+            yield named
 
 
 def _decode(sound: str | Path, source: InputContainer) -> Iterator[av.AudioFrame]:

@@ -444,6 +444,30 @@ def test_channels_stay_in_their_order(tmp_path: Path, name: str) -> None:
     assert heard(tmp_path / "a.mp4").loud == pytest.approx(at, abs=0.005)
 
 
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_channels_of_a_plain_wav_are_not_mixed(tmp_path: Path, channels: int) -> None:
+    """The file does not say which is which. One of 5.1 and more is a subwoofer's: noise up to 100 Hz in all."""
+    noise = np.random.default_rng(0).standard_normal((channels, 96_000)).cumsum(1)
+    noise -= np.apply_along_axis(np.convolve, 1, noise, np.ones(4000) / 4000, "same")
+    sound = (0.5 * noise / np.abs(noise).max(1, keepdims=True)).T
+    soundfile.write(tmp_path / "a.wav", sound, 48_000, subtype="FLOAT")
+    write_frames([smooth(50)], tmp_path / "a.mp4", fps=25, sound=tmp_path / "a.wav")
+    interleaved = av.AudioResampler(format="flt")  # PyAV reads planes of 8 wrongly
+    with opened(tmp_path / "a.mp4") as container:
+        frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in interleaved.resample(frame)]
+    made = np.concatenate(frames, 1).reshape(-1, channels)
+    shared = min(len(made), len(sound))
+    for ours, theirs in zip(made[:shared].T, sound[:shared].T, strict=True):
+        assert np.corrcoef(ours, theirs)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("channels", [9, 12, 16])
+def test_more_channels_than_aac_has_are_refused(tmp_path: Path, channels: int) -> None:
+    sound = clicks(tmp_path / "a.wav", 48_000, channels)
+    with pytest.raises(InputError, match=f"cannot make AAC of its {channels} channels .*; mix it to stereo first"):
+        write_frames([smooth(5)], tmp_path / "a.mp4", fps=25, sound=sound)
+
+
 @pytest.mark.parametrize("seconds", [0.01, 0.3, 3.0])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_sound_shorter_or_longer_than_the_video_is_kept_whole(tmp_path: Path, seconds: float, suffix: str) -> None:
