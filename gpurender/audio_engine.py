@@ -50,9 +50,9 @@ def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> A
     device = resolve_device(device)
     if not path.is_file():
         raise InputError(f"{path}: there is no such audio encoder.")
-    if path.suffix == ".pth":
+    if path.suffix.lower() == ".pth":
         return load_audio_encoder(path).to(device)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return load_onnx_encoder(path, device)
     raise InputError(f"{path}: an audio encoder is an .onnx export or a .pth checkpoint.")
 

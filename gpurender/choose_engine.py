@@ -67,7 +67,7 @@ def load_engine(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such network file.")
-    if path.suffix not in (".onnx", ".pth"):
+    if path.suffix.lower() not in (".onnx", ".pth"):
         raise InputError(f"{path}: a network is an .onnx export or a .pth checkpoint.")
     check_choice("engine", engine, get_args(EngineName))
     check_choice("precision", precision, get_args(Precision))
@@ -114,7 +114,7 @@ def openvino_choice(
 ) -> Choice:
     if device.type != "cpu":
         raise DeviceError(f"the openvino engine runs on CPUs, not on {device}; use --device cpu or --engine torch.")
-    network = cached_network(path if path.suffix == ".onnx" else cached_onnx(path, mode, notify), mode)
+    network = cached_network(path if path.suffix.lower() == ".onnx" else cached_onnx(path, mode, notify), mode)
     exact = functools.cache(lambda: OpenVinoEngine(network, "fp32"))
 
     def build(precision: str) -> Engine:

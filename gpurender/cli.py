@@ -216,8 +216,8 @@ def main() -> None:
     type=click.Choice(["auto", "nvenc", "x264", "mjpeg"]),
     default="auto",
     show_default=True,
-    help="What makes the video. auto: nvenc on a GPU that has it, else x264 (x265, SVT-AV1) on the host. mjpeg: large "
-    "files for editing, made on the device.",
+    help="What makes the video. auto: nvenc on a GPU that has it, else x264. x264: on the host (x265 or SVT-AV1 where "
+    "--codec says so). mjpeg: large files for editing, made on the device.",
 )
 @click.option(
     "--codec", type=click.Choice(["h264", "hevc", "av1"]), default="h264", show_default=True, help="Of the video."

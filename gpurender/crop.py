@@ -87,7 +87,8 @@ def crop_and_mask(
 
     Returns:
         the crops, (B,3,328,328) of the frames' dtype, which `paste_faces` needs;
-        the network's input, (B,6,320,320) of `dtype` in 0..1 (in float mode: in the frames' range).
+        the network's input, (B,6,320,320) of `dtype` in 0..1 (in float mode: in the frames' range); of uint8 frames
+            computed in float32.
 
     Raises:
         ValueError: as `crop_faces`, or `dtype` is not floating point.
@@ -124,6 +125,9 @@ def face_input(crops: Tensor) -> Tensor:
 
     Returns:
         (B,6,320,320) float32, or the floating dtype of `crops`.
+
+    Raises:
+        ValueError: `crops` have another shape.
 
     >>> import torch
     >>> from gpurender import face_input

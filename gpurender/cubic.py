@@ -50,6 +50,8 @@ def check_frames_and_rects(frames: Tensor, rects: Tensor) -> Tensor:
         raise ValueError(f"frames are (B,3,H,W), or NV12 (B,H*3/2,W), given {tuple(frames.shape)}")
     elif frames.dtype != torch.uint8 and not frames.is_floating_point():
         raise ValueError(f"frames are uint8 or floating point, given {frames.dtype}")
+    if not isinstance(rects, Tensor):
+        raise ValueError(f"rects are a tensor, given {type(rects).__name__}; torch.tensor(rects) makes one")
     if rects.shape != (frames.shape[0], 4) or rects.is_floating_point():
         raise ValueError(f"rects are ({frames.shape[0]},4) integers, given {tuple(rects.shape)} {rects.dtype}")
     if rects.device.type != "cpu":

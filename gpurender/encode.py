@@ -74,7 +74,7 @@ def check_destination(
         raise InputError(f"{out}: the output is a video ({', '.join(VIDEOS)}) or pictures such as frames/%05d.png.")
     elif suffix == ".mov" and codec == "av1":
         raise InputError(f"{out}: AV1 does not go into .mov; give .mp4 or .mkv.")
-    elif encoder in ("x264", "mjpeg") and codec != "h264":
+    elif encoder == "mjpeg" and codec != "h264":
         raise InputError(f"the {encoder} encoder does not make {codec}; leave one of them out.")
     if quality is not None:
         check_quality(quality, suffix if is_pattern(out) else "mjpeg" if encoder == "mjpeg" else codec)
@@ -193,6 +193,7 @@ def write_frames(
                     track.write_until(count / rate)
         if track is not None:
             track.write_until(None)
+            notes += track.notes(count / rate)
     return Written(count, video.name, notes)
 
 

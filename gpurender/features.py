@@ -14,6 +14,7 @@ from .audio_engine import load_audio_engine
 from .cuda import resolve_device
 from .errors import InputError
 from .find import find_audio_encoder, find_sound, find_template
+from .host import one_torch_thread
 from .output import check_output, complete_or_absent
 from .progress import Progress, Silent
 
@@ -87,9 +88,14 @@ def write_features(
     """
     out = Path(out)
     check_feature_file(out, overwrite)
+    with one_torch_thread():  # as `make` hears: the same bits
+        write_rows(features, out, overwrite, progress or Silent())
+
+
+def write_rows(features: Features, out: Path, overwrite: bool, progress: Progress) -> None:
     starts = range(0, len(features), BLOCK)
     rows = (features.rows(start, min(start + BLOCK, len(features))) for start in starts)
-    blocks = (progress or Silent()).frames(rows, len(features))
+    blocks = progress.frames(rows, len(features))
     if out.suffix.lower() == ".npy":
         with complete_or_absent(out, overwrite) as name, open(name, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}

@@ -28,7 +28,8 @@ def find_sound(name: str | Path) -> Path:
 
 def find_network(template: str | Path, prefer: Literal[".onnx", ".pth"] = ".onnx") -> Path:
     """The U-Net of a template: one of `NETWORKS` in its directory or its `models/`, or, where the template is
-    `dataset/<name>` of a SyncTalk_2D tree, the checkpoint with the highest number in `checkpoint/<name>`.
+    `dataset/<name>` of a SyncTalk_2D tree, the checkpoint with the highest number in `checkpoint/<name>`,
+    of which those that are a number alone (`195.pth`) come first.
 
     Args:
         template: its directory.
@@ -43,9 +44,9 @@ def find_network(template: str | Path, prefer: Literal[".onnx", ".pth"] = ".onnx
         if file.is_file():
             return file
     checkpoints = template.parent.parent / "checkpoint" / template.name
-    numbered = {int(n[0]): file for file in checkpoints.glob("*.pth") if (n := re.findall(r"[0-9]+", file.stem)[-1:])}
-    if numbered:
-        return numbered[max(numbered)]
+    numbered = [(n, file) for file in checkpoints.glob("*.pth") if (n := re.findall(r"[0-9]+", file.stem))]
+    if numbered:  # plain numbers, as SyncTalk_2D names them, before other names
+        return max(numbered, key=lambda found: (found[1].stem.isdecimal(), int(found[0][-1]), found[1].name))[1]
     raise InputError(
         f"no network for {template.name}: none of {', '.join(NETWORKS)} in {template} or its models directory, and "
         f"no numbered .pth in {checkpoints}. Give --model FILE."

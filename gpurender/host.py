@@ -3,7 +3,10 @@
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -87,6 +90,18 @@ def what_groups_allow(lines: list[str], mounted: Path) -> Iterator[float]:
                 yield int(quota) / int(period)
         except (OSError, ValueError, ZeroDivisionError):  # no such file, or it says `max`
             continue
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """torch works on one core meanwhile, in threads that begin meanwhile and in this one. How it rounds depends on how
+    many it works on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_process(made_in: int, what: str) -> None:

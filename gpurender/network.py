@@ -266,7 +266,10 @@ def load_unet(path: str | Path, mode: Mode | None = None) -> UNet:
     Raises:
         InputError: the file is not a checkpoint, or its keys or shapes are another architecture's.
     """
-    return unet_of(path, read_weights(path), mode)
+    weights = read_weights(path)
+    if is_audio_encoders(weights):
+        raise InputError(f"{path} is an audio encoder, not a U-Net; give it as --audio-encoder.")
+    return unet_of(path, weights, mode)
 
 
 def load_network(path: str | Path, mode: Mode | None) -> UNet | AudioEncoder:
@@ -276,9 +279,11 @@ def load_network(path: str | Path, mode: Mode | None) -> UNet | AudioEncoder:
         InputError: it is neither's, or `mode` is not the U-Net's.
     """
     weights = read_weights(path)
-    if any(re.fullmatch(r"(audio_encoder\.)?0\.conv_block\.0\.weight", name) for name in weights):
-        return audio_encoder_of(path, weights)
-    return unet_of(path, weights, mode)
+    return audio_encoder_of(path, weights) if is_audio_encoders(weights) else unet_of(path, weights, mode)
+
+
+def is_audio_encoders(weights: Weights) -> bool:
+    return any(re.fullmatch(r"(audio_encoder\.)?0\.conv_block\.0\.weight", name) for name in weights)
 
 
 def unet_of(path: str | Path, weights: Weights, mode: Mode | None) -> UNet:

@@ -217,22 +217,22 @@ def worst_psnr(template: Template, package: Template, lossless: bool) -> float:
 
 def network_mode(network: Path, mode: Mode | None) -> Mode:
     """The kind of features that a U-Net takes; says what is wrong with it."""
-    if network.suffix == ".pth":
+    if network.suffix.lower() == ".pth":
         return load_unet(network, mode).mode
-    if network.suffix == ".onnx":
+    if network.suffix.lower() == ".onnx":
         return read_network(network, mode)[1]
     raise InputError(f"{network}: a network is an .onnx export or a .pth checkpoint.")
 
 
 def write_generator(network: Path, package: Path, mode: Mode, progress: Progress) -> None:
-    if network.suffix == ".pth":
+    if network.suffix.lower() == ".pth":
         network = cached_onnx(network, mode, progress.stage)
     model, _ = read_network(network, mode)
     write_onnx(network, model, ("input", "audio"), OUTPUTS[UNet], package / GENERATOR)
 
 
 def write_audio_encoder(encoder: Path, package: Path, progress: Progress) -> None:
-    if encoder.suffix == ".onnx":
+    if encoder.suffix.lower() == ".onnx":
         write_onnx(encoder, onnx.load(encoder), ("mel",), OUTPUTS[AudioEncoder], package / AUDIO_ENCODER)
     else:
         progress.stage(f"exporting {encoder.name} to ONNX")

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from shutil import get_terminal_size
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -62,7 +63,8 @@ class TerminalProgress:
     def _bar(self, items: Iterable[tuple[T, int]], total: int) -> Iterator[T]:
         from tqdm import tqdm  # not needed elsewhere
 
-        with tqdm(total=total, unit=" frames", desc=self._doing, smoothing=0.1, file=sys.stderr) as bar:
+        columns = get_terminal_size().columns  # 80 where the terminal does not say: tqdm would show nothing
+        with tqdm(total=total, unit=" frames", desc=self._doing, smoothing=0.1, file=sys.stderr, ncols=columns) as bar:
             for item, frames in items:
                 yield item
                 bar.update(frames)

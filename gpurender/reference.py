@@ -20,6 +20,7 @@ from .cuda import resolve_device
 from .engine import Engine, EngineName, predict
 from .errors import InputError
 from .find import find_sound, find_template
+from .host import one_torch_thread
 from .network import WINDOW_SHAPES
 from .output import check_output_directory, complete_or_absent_directory, write_text
 from .paste import paste_faces
@@ -82,7 +83,7 @@ def write_reference(
 
     last, count = len(features) - 1, min(frames, len(features))
     indices = [round(k * last / (count - 1)) for k in range(count)] if count > 1 else [0]
-    with complete_or_absent_directory(out, overwrite, METADATA) as directory:
+    with one_torch_thread(), complete_or_absent_directory(out, overwrite, METADATA) as directory:
         (directory / "frames").mkdir()
         (directory / "samples").mkdir()
         samples = []

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -31,7 +31,7 @@ from .engine import PROBED, Engine, EngineName, Precision, Probe
 from .errors import DeviceError, InputError, check_choice
 from .faces import Faces
 from .find import AUDIO_ENCODERS, NETWORKS, find_sound, find_template
-from .host import free_memory
+from .host import free_memory, one_torch_thread
 from .network import FRAME_RATES
 from .ops import why_no_kernels
 from .output import check_outputs, is_pattern
@@ -369,17 +369,6 @@ def make(
     if trace is not None:
         write_trace(Path(trace), timings.spans or [], overwrite)
     return summary
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """torch works on one core meanwhile, in threads that begin meanwhile and in this one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def noting_the_first(batches: Iterable[Tensor], when: list[float]) -> Iterator[Tensor]:

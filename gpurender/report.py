@@ -65,7 +65,8 @@ class Summary:
             f"wrote {self.out}: {self.frames} frames of {self.width}×{self.height}, {self.frames / self.fps:.2f} s at "
             f"{self.fps:g} a second\n"
             f"used {self.engine} {self.precision}{quality} on {self.device}, decoder {self.decoder}, encoder "
-            f"{self.encoder}; took {self.seconds:.1f} s, {self.frames / self.render_seconds:.1f} frames a second"
+            f"{self.encoder}; took {self.seconds:.1f} s, of which {self.render_seconds:.1f} s rendered "
+            f"{self.frames / self.render_seconds:.1f} frames a second"
         )
 
     def as_dict(self) -> dict[str, Any]:

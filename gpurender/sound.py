@@ -1,6 +1,6 @@
 """A sound file -> mel rows: its samples, 16 kHz and mono, and their spectrum."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -38,7 +38,8 @@ def open_sound(path: str | Path) -> InputContainer:
 def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
     """Decode any file that has sound, as blocks of (n,) float32 samples: mono, 16 kHz, -1..1.
 
-    Channels are averaged, then resampled with soxr's high quality (as librosa.load does).
+    Channels are averaged, then resampled with soxr's high quality, and a sample of silence ends what does not fill the
+    last one (as librosa.load does).
 
     Raises:
         InputError: there is no sound track, nothing in it can be decoded, or it is empty.
@@ -48,7 +49,7 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
         kind = to_float = None
         resample: soxr.ResampleStream | None = None
         rate = 0
-        total = 0
+        total = resampled = 0
         try:
             for frame in decoded_frames(container, stream):
                 if resample is None:
@@ -66,17 +67,26 @@ def decode_sound(path: str | Path) -> Iterator[np.ndarray]:
                     if not np.isfinite(mono).all():
                         raise InputError(f"{path}: the sound holds NaN or infinity after {total / rate:.2f} s.")
                     total += len(mono)
-                    yield resample.resample_chunk(mono)
+                    block = resample.resample_chunk(mono)
+                    resampled += len(block)
+                    yield block
         except av.error.FFmpegError as error:
             seconds = total / max(rate, 1)
             raise InputError(f"{path}: the sound breaks off after {seconds:.2f} s ({error.strerror}).") from None
         if resample is None or total == 0:
             raise InputError(f"{path}: the sound track is empty.")
-        yield resample.resample_chunk(np.empty(0, np.float32), last=True)
+        rest = resample.resample_chunk(np.empty(0, np.float32), last=True)
+        yield np.pad(rest, (0, max(-(-total * SAMPLE_RATE // rate) - resampled - len(rest), 0)))
 
 
-def decoded_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
-    """A sound's frames. What cannot be decoded is left out, if more follows: tags and cuts in joined files, for one.
+def decoded_frames(
+    container: InputContainer, stream: AudioStream, left_out: Callable[[], None] = lambda: None
+) -> Iterator[av.AudioFrame]:
+    """A sound's frames. Packets that cannot be decoded are left out, if more follows: tags and cuts in joined files,
+    and damage.
+
+    Args:
+        left_out: is called for each of them.
 
     Raises:
         av.error.FFmpegError: the sound ends so.
@@ -85,8 +95,11 @@ def decoded_frames(container: InputContainer, stream: AudioStream) -> Iterator[a
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError as error:
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
             failed = error
+            left_out()
             continue
         if frames:
             failed = None

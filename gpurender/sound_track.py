@@ -21,6 +21,9 @@ AHEAD = 4096
 """Packets that may be ready before the picture has come so far, of 1024 samples each: a minute and a half at 48 kHz, in
 two megabytes. A video in segments comes late and in large pieces; its sound is made meanwhile."""
 
+ALIKE_SECONDS = 0.5
+"""A sound and a picture that belong together differ by less."""
+
 LAYOUTS = {
     f"{count} channels": layout
     for count, layout in enumerate(("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1"), 1)
@@ -44,7 +47,8 @@ class SoundTrack:
             self._stream.codec_context.open()
         except av.error.FFmpegError as error:
             raise self._impossible(sound, error) from None
-        packets = prefetch(self._encode(sound, _decode(sound, source)), AHEAD)
+        self._left_out = 0
+        packets = prefetch(self._encode(sound, self._decode(sound, source)), AHEAD)
         self._packets = chain([next(packets, None)], packets)  # its thread begins when the first is asked for
         self._end = packets.close
         self._written_seconds: Fraction | float = 0
@@ -59,9 +63,29 @@ class SoundTrack:
                 self._written_seconds = packet.pts * packet.time_base
             self._container.mux(packet)
 
+    def notes(self, picture_seconds: Fraction) -> list[str]:
+        """What was unusual, once all is written."""
+        notes = []
+        if self._left_out:
+            notes.append(f"what could not be decoded of the sound is left out: {self._left_out} of its packets")
+        if abs(self._written_seconds - picture_seconds) > ALIKE_SECONDS:
+            notes.append(
+                f"the sound lasts {float(self._written_seconds):.2f} s, the picture {float(picture_seconds):.2f} s"
+            )
+        return notes
+
     def close(self) -> None:
         """End the thread, which reads the source."""
         self._end()
+
+    def _decode(self, sound: str | Path, source: InputContainer) -> Iterator[av.AudioFrame]:
+        def left_out() -> None:
+            self._left_out += 1
+
+        try:
+            yield from decoded_frames(source, source.streams.audio[0], left_out)
+        except av.error.FFmpegError as error:
+            raise InputError(f"{sound}: the sound breaks off ({error.strerror}).") from None
 
     def _encode(self, sound: str | Path, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
         try:
@@ -100,10 +124,3 @@ def _named(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
             named = av.AudioFrame.from_ndarray(part.to_ndarray(), "flt", LAYOUTS[frame.layout.name])
             named.sample_rate = part.sample_rate
             yield named
-
-
-def _decode(sound: str | Path, source: InputContainer) -> Iterator[av.AudioFrame]:
-    try:
-        yield from decoded_frames(source, source.streams.audio[0])
-    except av.error.FFmpegError as error:
-        raise InputError(f"{sound}: the sound breaks off ({error.strerror}).") from None

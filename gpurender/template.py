@@ -106,14 +106,21 @@ class Template:
     def frames(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Copies of some frames and of their keep masks.
 
+        Args:
+            indices: (B,) of frames, 0 to N-1, in any order.
+
         Returns:
             (B,3,H,W) uint8 RGB, and (B,H,W) bool that is true where the template's pixel stays, or None without
             parsing; on the device.
 
         Raises:
             InputError: a picture or a frame of the video cannot be decoded.
+            ValueError: there are no indices, or no such frames.
         """
         check_process(self._process, "template")
+        indices = [int(index) for index in indices]
+        if not indices or not 0 <= min(indices) <= max(indices) < len(self):
+            raise ValueError(f"frames are 0 to {len(self) - 1}, at least one of them; given {indices}")
         return self._frames(indices), self._masks(indices) if self._masks else None
 
     def keep(self, indices: Sequence[int]) -> None:

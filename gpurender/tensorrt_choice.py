@@ -36,7 +36,7 @@ def tensorrt_choice(
     if device.type != "cuda":
         raise DeviceError(f"the tensorrt engine runs on NVIDIA GPUs, not on {device}; use --engine openvino or torch.")
     tensorrt = usable_tensorrt(device)
-    onnx = path if path.suffix == ".onnx" else cached_onnx(path, mode, notify)
+    onnx = path if path.suffix.lower() == ".onnx" else cached_onnx(path, mode, notify)
     halves = read_halves(onnx, mode)
     by_torch = path if or_torch else None
 

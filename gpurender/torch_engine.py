@@ -22,7 +22,7 @@ BATCH = {"cuda": 32, "cpu": 1}  # launches keep a GPU waiting; on a CPU a batch 
 
 
 def torch_network(path: Path, mode: Mode | None) -> UNet:
-    return unet_of_onnx(path, mode) if path.suffix == ".onnx" else load_unet(path, mode)
+    return unet_of_onnx(path, mode) if path.suffix.lower() == ".onnx" else load_unet(path, mode)
 
 
 class TorchEngine:

@@ -245,7 +245,7 @@ def test_bad_networks(run: Run, anna: Path, make_template: MakeTemplate, speech:
     shutil.copy(anna / "unet.onnx", bare)
     refused(run, "no audio encoder for bare: none of audio_encoder.onnx", "--template", bare, "--audio", speech)
     arguments = ("--template", anna, "--audio", speech)
-    refused(run, "is not a SyncTalk_2D 328-pixel U-Net", *arguments, "--model", tiny_encoder)
+    refused(run, "is an audio encoder, not a U-Net", *arguments, "--model", tiny_encoder)
     Path("text.pth").write_text("hello")
     refused(run, "not a checkpoint that can be loaded safely", *arguments, "--model", "text.pth")
     torch.save(UNet("wenet").state_dict(), "wenet.pth")

@@ -19,7 +19,7 @@ from PIL import Image
 from test_likeness import by_scikit_image
 
 import gpurender.compare.run
-from gpurender import InputError, compare_frames
+from gpurender import InputError, compare_frames, write_frames
 from gpurender.cli import main
 from gpurender.compare.footage import Footage
 
@@ -240,6 +240,25 @@ def test_what_is_no_render(run: Run) -> None:
     shutil.copytree("a", "cut")
     Path("cut/00007.png").write_bytes(whole[: len(whole) // 2])
     refused(run, "00007.png is corrupt or truncated", "a", "cut", "--json", "c.json", "--side-by-side", "c.mp4")
+
+
+def test_odd_frames_and_their_video_with_even_ones(run: Run) -> None:
+    y, x = torch.arange(71)[:, None], torch.arange(85)
+    soft = torch.stack([128 + 60 * torch.sin((x + k * y) / 20) for k in range(3)])
+    frames = soft.to(torch.uint8)[None].repeat(3, 1, 1, 1)
+    for out in ("a/%d.png", "a.mp4"):
+        write_frames([frames], out, fps=25)
+    result = run("a", "a.mp4")
+    assert result.exit_code == 0, result.output
+    assert "whole frames, without what makes odd sizes even in videos" in result.stdout
+
+
+@pytest.mark.parametrize("rect", [(1, 2, 3), [1, 2, 3, 4, 5]])
+def test_a_rectangle_has_four_numbers(run: Run, rect: object) -> None:
+    write_pictures(Path("a"))
+    with pytest.raises(InputError, match="is no rectangle; give x0, y0, x1, y1"):
+        compare_frames("a", "a", rect=rect)  # pyright: ignore[reportArgumentType]
+    assert compare_frames("a", "a", rect=[10, 10, 40, 40]).alike  # pyright: ignore[reportArgumentType]
 
 
 def test_different_sizes(run: Run) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpurender import UNet, load_features
+from gpurender import InputError, UNet, load_features
 from gpurender.demo.__main__ import main
 from gpurender.demo.corpus import VOICES, record, training_sentences
 from gpurender.demo.hearing import SEGMENT, Hearing, segments, train_hearing, varied
@@ -317,6 +317,34 @@ def test_agreement_finds_the_lag() -> None:
     found = agreement(np.roll(wave, 2)[5:-5], wave[5:-5])
     assert found.lag_frames == 2
     assert found.correlation == pytest.approx(1)
+
+
+@draws
+def test_what_another_build_learnt_is_not_taken(tmp_path: Path) -> None:
+    from gpurender.demo.build import build
+
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "made_by.json").write_text('{"seed": 0, "share": 0.5}')
+    for seed, share in ((1, 0.5), (0, 1.0)):
+        with pytest.raises(InputError, match="training holds what another build learnt, of .*; delete it"):
+            build(tmp_path, torch.device("cpu"), seed, share)
+    assert [file.name for file in tmp_path.rglob("*.*")] == ["made_by.json"]
+
+
+@draws
+@pytest.mark.parametrize("share", [0.001, 0.01, 1.0])
+def test_a_small_share_is_enough_for_a_schedule(share: float) -> None:
+    from gpurender.demo.build import HEARING_ROUNDS, TALKING_ROUNDS, scaled
+
+    for steps in (rounds[0] for rounds in (*HEARING_ROUNDS, *TALKING_ROUNDS)):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, scaled(steps, share), pct_start=0.1)
+
+
+def test_a_trial_does_not_replace_what_is_bundled() -> None:
+    result = CliRunner().invoke(main, ["build", "--share", "0.5"])
+    assert result.exit_code == 2
+    assert "give --out with --share" in result.output
 
 
 def test_the_commands_explain_themselves() -> None:

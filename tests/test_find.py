@@ -69,6 +69,8 @@ def test_earlier_names_come_first(template: Path, tmp_path: Path) -> None:
         (["328_epoch_9.pth", "160_epoch_10.pth"], "160_epoch_10.pth"),
         (["5.pth", "best.pth", "99.txt"], "5.pth"),
         (["0.pth"], "0.pth"),
+        (["195.pth", "195_ema.pth"], "195.pth"),
+        (["9.pth", "epoch_12_loss_0.0031.pth", "195_2024-11-27.pth"], "9.pth"),
     ],
 )
 def test_last_checkpoint_of_a_tree_is_found(template: Path, tmp_path: Path, names: list[str], found: str) -> None:

@@ -10,7 +10,19 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from gpurender import Engine, load_audio_engine, load_engine, load_features, make, open_template, render
+from gpurender import (
+    Engine,
+    crop_and_mask,
+    frame_order,
+    load_audio_engine,
+    load_engine,
+    load_features,
+    make,
+    open_template,
+    paste_faces,
+    predict,
+    render,
+)
 from gpurender.engine import EngineName
 
 SSIM_WINDOW = 7
@@ -47,6 +59,22 @@ def test_golden_frames(
             number += 1
         if number >= last:
             break
+
+
+@pytest.mark.parametrize("kind", ["plain", "parsing"])
+def test_the_last_golden_frame(shared: Path, seeded_encoder: Path, engines: dict[str, Engine], kind: str) -> None:
+    """It hears zeros beyond the end, and the last feature twice."""
+    golden = json.loads((shared / "golden" / "frames.json").read_text())["frames"][-1]
+    template = open_template(shared / "sample" / "template", parsing=kind == "parsing")
+    encoder = load_audio_engine(seeded_encoder, torch.device("cpu"))
+    features = load_features(shared / "sample" / "speech.wav", encoder=encoder)
+    assert golden["frame"] == len(features) - 1
+    shown = frame_order(len(template), range(len(features) - 1, len(features)))
+    frames, keep = template.frames(shown)
+    crops, faces = crop_and_mask(frames, template.rects[shown])
+    drawn = predict(engines["openvino"], faces, features.windows(len(features) - 1, len(features)))
+    pasted = paste_faces(frames, crops, drawn, template.rects[shown], keep)
+    check_frame(pasted[0].permute(1, 2, 0).numpy(), golden, shared, kind)
 
 
 def check_frame(frame: np.ndarray, golden: dict, shared: Path, kind: str) -> None:

@@ -94,7 +94,7 @@ class Malicious:
 def test_bad_checkpoints(tmp_path: Path) -> None:
     weights = seeded_weights(UNet(**TINY))
     bad: dict[str, tuple[Any, str]] = {
-        "encoder": (AudioEncoder().state_dict(), r"not a SyncTalk_2D 328-pixel U-Net: \d+ missing keys \(audio_model"),
+        "encoder": (AudioEncoder().state_dict(), r"is an audio encoder, not a U-Net; give it as --audio-encoder"),
         "extra": (weights | {"extra.weight": torch.zeros(1)}, r"no missing keys, 1 unknown keys \(extra.weight\)"),
         "shape": (weights | {"up3.conv.double_conv.1.conv.0.weight": torch.zeros(7, 3, 1, 1)}, "has shape .*expected"),
         "nan": (weights | {"outc.conv.bias": torch.full((3,), torch.nan)}, "outc.conv.bias holds NaN"),

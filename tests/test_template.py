@@ -346,6 +346,14 @@ def test_what_cannot_be_decoded_ahead_is_told_when_it_is_used(make_template: Mak
         template.frames([3])
 
 
+@pytest.mark.parametrize("indices", [[], [5], [-1], [0, 9]])
+def test_frames_that_are_not_there(make_template: MakeTemplate, indices: list[int]) -> None:
+    template = open_template(make_template())
+    assert len(template.frames(torch.tensor([4, 0]))[0]) == 2  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"frames are 0 to 4, at least one of them; given \["):
+        template.frames(indices)
+
+
 @pytest.mark.parametrize("budget", [0, 2**30])
 def test_frames_are_copies(make_template: MakeTemplate, device: torch.device, budget: int) -> None:
     template = open_template(make_template(parsing=True), device=device, memory_budget=budget)

@@ -138,7 +138,7 @@ def counts(loaded: Loaded) -> dict[str, Count]:
     value = TYPES[first_half].itemsize  # of weights, and of what is between the halves
     heard_value = 1 if second_half == "int8" else value
     network = loaded.subject.model
-    seen, heard = unet_work(network if network.suffix == ".onnx" else cached_onnx(network, engine.mode))
+    seen, heard = unet_work(network if network.suffix.lower() == ".onnx" else cached_onnx(network, engine.mode))
     crop_flops = CUBIC_FLOPS * 3 * (CROP * height + CROP * CROP)
     paste_flops = CUBIC_FLOPS * 3 * (width * CROP + area)
     encoded_bytes = (3 if loaded.pixels == "rgb" else 1.5) * pixels
@@ -220,7 +220,7 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
 
 def audio_work(path: Path) -> Work:
     """Of the audio encoder, for one feature; what comes before it is small."""
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return onnx_work(onnx.load(path))
     network = load_audio_encoder(path).to("meta")
     mel = torch.empty(1, *MEL_SHAPE, device="meta")

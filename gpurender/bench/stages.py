@@ -20,8 +20,9 @@ from ..backdrops import Backdrops, paste_on_backdrops
 from ..color import rgb_to_nv12
 from ..crop import crop_and_mask
 from ..encode import open_encoder
+from ..host import one_torch_thread
 from ..paste import paste_faces, paste_faces_nv12
-from ..render import one_torch_thread, render
+from ..render import render
 from ..sound import open_sound
 from ..sound_track import SoundTrack
 from ..template import frame_order

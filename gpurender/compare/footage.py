@@ -28,6 +28,7 @@ class Footage:
         total: how many the whole render has; None where a reference set does not say.
         fps: None for pictures, which do not say.
         reference: the reference set, if it is one.
+        cut: the size to which frames are cut, at the right and below; None for all of them.
     """
 
     path: Path
@@ -36,6 +37,12 @@ class Footage:
     total: int | None
     fps: float | None
     reference: ReferenceSet | None = None
+    cut: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.cut or self.source.size
 
     def frame(self, number: int) -> Tensor:
         """(3,H,W) uint8 RGB on the CPU.
@@ -43,7 +50,8 @@ class Footage:
         Raises:
             InputError: it cannot be decoded.
         """
-        return self.source.frames([bisect_left(self.numbers, number)])[0]
+        width, height = self.size
+        return self.source.frames([bisect_left(self.numbers, number)])[0][:, :height, :width]
 
 
 def open_footage(path: str | Path) -> Footage:

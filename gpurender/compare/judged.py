@@ -44,11 +44,14 @@ def judged_parts(
     Raises:
         InputError: it is none of these, is not within the frames, or is too small.
     """
-    width, height = a.source.size
+    width, height = a.size
     if rect is None:
         rects, words = (0, 0, width, height), "whole frames"
-    elif isinstance(rect, tuple) or re.fullmatch(r" *-?[0-9]+( *, *-?[0-9]+){3} *", str(rect)):
-        x0, y0, x1, y1 = rect if isinstance(rect, tuple) else map(int, str(rect).split(","))
+    elif isinstance(rect, tuple | list) or re.fullmatch(r" *-?[0-9]+( *, *-?[0-9]+){3} *", str(rect)):
+        given = rect if isinstance(rect, tuple | list) else [*map(int, str(rect).split(","))]
+        if len(given) != 4:
+            raise InputError(f"{rect} is no rectangle; give x0, y0, x1, y1.")
+        x0, y0, x1, y1 = given
         rects, words = (x0, y0, x1, y1), f"the rectangle {x0},{y0},{x1},{y1}"
     elif str(rect) == FACE:
         rects, words = faces_of_sets(a, b, numbers), "the faces"
@@ -63,6 +66,8 @@ def judged_parts(
             )
         if min(x1 - x0, y1 - y0) < least:
             raise InputError(f"{x1 - x0}×{y1 - y0} pixels are too few to judge: SSIM needs {least}×{least}.")
+    if a.cut:
+        words += ", without what makes odd sizes even in videos"
     return Judged(rects, around(list(rects.values()) if isinstance(rects, dict) else [rects]), words)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from math import inf, isnan
 from pathlib import Path
 
@@ -90,9 +91,12 @@ def compare_frames(
             raise InputError(f"{what} of {value} cannot be used; give {allowed}.")
     place = resolve_device(device)
     one, other = open_footage(a), open_footage(b)
-    if one.source.size != other.source.size:
-        sizes = [f"{footage.path} is {footage.source.size[0]}×{footage.source.size[1]}" for footage in (one, other)]
-        raise InputError(f"{sizes[0]}, but {sizes[1]}: frames of different sizes cannot be compared.")
+    if one.size != other.size:
+        if not all(large == small + small % 2 for small, large in map(sorted, zip(one.size, other.size, strict=True))):
+            sizes = [f"{footage.path} is {footage.size[0]}×{footage.size[1]}" for footage in (one, other)]
+            raise InputError(f"{sizes[0]}, but {sizes[1]}: frames of different sizes cannot be compared.")
+        width, height = map(min, one.size, other.size)  # videos of odd frames have a column and a row more
+        one, other = (replace(footage, cut=(width, height)) for footage in (one, other))
     numbers, unequal = in_common(one, other, frames)
     judged = judged_parts(rect, one, other, order, start_frame, numbers, least=WINDOW)
 
@@ -121,7 +125,7 @@ def compare_frames(
     comparison = Comparison(
         str(a),
         str(b),
-        one.source.size,
+        one.size,
         judged.words,
         figures,
         arrays,

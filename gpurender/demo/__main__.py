@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..cuda import resolve_device
-from ..errors import DeviceError
+from ..errors import DeviceError, InputError
 from ..find import BUNDLED
 
 
@@ -46,11 +46,12 @@ def build(out: Path, device: str, seed: int, share: float) -> None:
     with what_it_needs():
         from .build import build as build_bundle
 
+    if share < 1 and out == BUNDLED:
+        raise click.UsageError("a trial is not to replace what is bundled: give --out with --share.")
     try:
-        place = resolve_device(device)
-    except DeviceError as error:
+        build_bundle(out, resolve_device(device), seed, share)
+    except (DeviceError, InputError) as error:
         raise click.UsageError(str(error)) from None
-    build_bundle(out, place, seed, share)
     click.echo(f"wrote {out}")
 
 

@@ -8,6 +8,7 @@ talking   the U-Net: from template and what is heard to the picture      talking
 measure   sentences and voices that were not learnt, rendered            measure.py
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..errors import InputError
 from ..export import export_onnx
 from ..output import complete_or_absent
 from ..pack import write_rectangles, write_video
@@ -58,9 +60,16 @@ def build(out: Path, device: torch.device, seed: int, share: float) -> None:
         device: where to train.
         seed: of all that is random.
         share: of the usual amount of training, for a trial.
+
+    Raises:
+        InputError: `training/` is that of a build with another seed or share.
     """
     avatar, training = out / "avatar", out / "training"
     training.mkdir(parents=True, exist_ok=True)
+    made_by, wanted = training / "made_by.json", {"seed": seed, "share": share}
+    if made_by.is_file() and (found := json.loads(made_by.read_text())) != wanted:
+        raise InputError(f"{training} holds what another build learnt, of {found}; delete it, or give another --out.")
+    made_by.write_text(json.dumps(wanted))
     write_template(avatar)
     hello = speak(HELLO, HELLO_VOICE, HELLO_WORDS_PER_MINUTE, pause_seconds=0.4)
     soundfile.write(out / "hello.flac", hello.samples, hello.sample_rate, "PCM_16")
@@ -92,7 +101,7 @@ def build(out: Path, device: torch.device, seed: int, share: float) -> None:
 
 
 def scaled(steps: int, share: float) -> int:
-    return max(10, int(steps * share))  # a schedule of learning rates needs a few
+    return max(20, int(steps * share))  # a schedule of learning rates needs a few
 
 
 def save(network: nn.Module, file: Path) -> None:
