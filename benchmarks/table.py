@@ -31,6 +31,7 @@ COLUMNS = (
     *("engine", "memory_GiB"),
 )
 SHOWN_OF_BENCH = ("whole program", "rendering", "first frame", "peak", "host to device", "device to host")
+SHARE = "of copy bandwidth"
 STAGES_SHOWN = ("network encode", "network decode", "encode")
 NETWORKS = {
     "baseline": "full width, weights by rule",
@@ -140,12 +141,15 @@ def block(made: Record) -> str:
     ]
     machine = made["machine"]
     place = f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, {made['date'][:10]}"
-    head = ["", *(key.replace("_", " ") for key in varying), "median", "smallest to largest", "runs"]
+    shares = {of_op(result): f"{result['median']:.0%}" for result in made["results"] if result["unit"] == SHARE}
+    head = ["", *(key.replace("_", " ") for key in varying), "median", *([SHARE] if shares else [])]
+    head += ["smallest to largest", "runs"]
     rows = [
         [
             result["name"],
             *(shown(result["parameters"].get(key)) for key in varying),
             written(result["median"], result["unit"]),
+            *([shares.get(of_op(result), "")] if shares else []),
             spread(result) if len(result["runs"]) > 1 else "",
             str(len(result["runs"])),
         ]
@@ -154,6 +158,10 @@ def block(made: Record) -> str:
     title = f"**{TITLES.get(made['suite'], made['suite'])}** ({place}; {described(common)}):"
     notes = [f"Note: {note}" for note in made["notes"]]
     return "\n\n".join([title, as_table(head, rows), *notes])
+
+
+def of_op(result: dict[str, Any]) -> tuple[Any, ...]:
+    return result["name"], *sorted(result["parameters"].items())
 
 
 def of_interest(suite: str, result: dict[str, Any]) -> bool:
