@@ -42,6 +42,10 @@ def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> A
     """The audio encoder as a function of (B,1,80,16) mel windows: torch on the device for a `.pth` checkpoint, OpenVINO
     on the CPU for `.onnx` (what goes in and out is small: 5 KB and 2 KB a frame).
 
+    Args:
+        path: a SyncTalk_2D audio encoder.
+        device: where the function takes float32 and gives features (B,512) float32.
+
     Raises:
         InputError: the file is no audio encoder.
         DeviceError: there is no such device here.

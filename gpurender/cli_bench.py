@@ -23,7 +23,11 @@ import click
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to render.")
 @click.option(
-    "--engine", type=click.Choice(["auto", "tensorrt", "openvino", "torch"]), default="auto", show_default=True
+    "--engine",
+    type=click.Choice(["auto", "tensorrt", "openvino", "torch"]),
+    default="auto",
+    show_default=True,
+    help="As in make; so are --precision and --encoder.",
 )
 @click.option(
     "--precision",

@@ -75,7 +75,16 @@ class Engine(Protocol):
 
 
 def predict(engine: Engine, faces: Tensor, audio: Tensor) -> Tensor:
-    """The whole network: (B,6,320,320) and (B,*WINDOW_SHAPES[mode]) to (B,3,320,320), as `Engine` has them."""
+    """The whole network, both halves.
+
+    Args:
+        engine: see `load_engine`.
+        faces: (B,6,320,320) float32 on its device, see `face_input`.
+        audio: (B,*WINDOW_SHAPES[mode]) float32 on its device, see `Features.windows`.
+
+    Returns:
+        (B,3,320,320) float BGR in 0..1.
+    """
     return engine.decode(engine.encode(faces), audio)
 
 

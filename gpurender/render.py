@@ -380,7 +380,11 @@ def noting_the_first(batches: Iterable[Tensor], when: list[float]) -> Iterator[T
 
 
 def probe_inputs(template: Template, features: Features) -> Probe:
-    """The network's inputs for a few frames spread over the template and the sound."""
+    """The network's inputs for a few frames spread over the template and the sound: what `load_engine` measures on.
+
+    Args:
+        template, features: on one device; four frames of the template are decoded for it.
+    """
     shown = [len(template) * k // PROBE_FRAMES for k in range(PROBE_FRAMES)]
     heard = [len(features) * k // PROBE_FRAMES for k in range(PROBE_FRAMES)]
     others = [len(features) * (2 * k + 1) // (2 * PROBE_SOUNDS) for k in range(PROBE_SOUNDS)]
