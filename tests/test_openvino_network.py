@@ -24,7 +24,7 @@ def drawn(network: module.OnnxNetwork) -> torch.Tensor:
 
 def kept() -> list[Path]:
     """Networks; kernels are kept beside them."""
-    return sorted(path for path in cache_directory().iterdir() if path.is_dir())
+    return sorted(cache_directory().glob("*-openvino*"))
 
 
 def refuse(*given: object) -> None:

@@ -385,7 +385,7 @@ def test_bad_input_is_one_line(
         (("pack", "anna", "--out", "p"), "no network for anna"),
         (("pack", "anna", "--out", "p", "--model", "text.wav"), "a network is an .onnx export or a .pth checkpoint"),
         (("pack", "anna", "--out", "p", "--model", "none.pth"), "no such checkpoint"),
-        (("pack", "anna", "--out", "p", "--model", tiny_encoder), "is not a SyncTalk_2D 328-pixel U-Net"),
+        (("pack", "anna", "--out", "p", "--model", tiny_encoder), "is an audio encoder, not a U-Net"),
         (("pack", "anna", "--out", "no/where", "--no-networks"), "no is not a directory"),
         (("pack", "anna", "--out", "text.wav", "--no-networks"), "text.wav exists and is not a directory"),
         (("pack", "odd", "--out", "p", "--no-networks"), "even sizes only; give --lossless"),
