@@ -5,6 +5,7 @@ from .color import nv12_to_rgb, rgb_to_nv12
 from .compare.comparison import Comparison
 from .compare.likeness import Figures, compare_pictures
 from .compare.run import compare_frames
+from .coreml import export_coreml
 from .crop import crop_and_mask, crop_faces, face_input
 from .encode import write_frames
 from .engine import Engine, Probe, predict
@@ -43,6 +44,7 @@ __all__ = [
     "compare_pictures",
     "crop_and_mask",
     "crop_faces",
+    "export_coreml",
     "export_onnx",
     "face_input",
     "find_audio_encoder",

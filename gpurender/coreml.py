@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
-from .export import LEAST_PSNR, OUTPUTS, ExportCheck, ExportPrecision, difference_of, example_inputs, hushed, mode_of
+from .export import LEAST_PSNR, OUTPUTS, ExportCheck, difference_of, example_inputs, hushed, mode_of
 from .network import AudioEncoder, Mode, UNet, load_network
 from .output import check_output_directory, complete_or_absent_directory, umask
 
@@ -29,8 +29,6 @@ def export_coreml(
     out: str | Path,
     *,
     mode: Mode | None = None,
-    precision: ExportPrecision = "fp16",
-    max_batch: int = 1,
     overwrite: bool = False,
 ) -> ExportCheck:
     """Export a checkpoint as a Core ML program in half precision, for macOS 13, iOS 16 and later.
@@ -43,7 +41,6 @@ def export_coreml(
         checkpoint: `.pth`, see `load_network`.
         out: the `.mlpackage`, a directory; it appears only once the export has passed its check.
         mode: see `load_unet`.
-        precision, max_batch: as of `export_onnx`, but fp16 and 1 are all that there is here.
         overwrite: replace `out` if it is an `.mlpackage`.
 
     Returns:
@@ -56,8 +53,6 @@ def export_coreml(
     out = Path(out)
     if out.suffix != ".mlpackage":
         raise InputError(f"{out}: a Core ML package is named .mlpackage.")
-    if precision != "fp16" or max_batch != 1:
-        raise InputError(f"a Core ML package is fp16 with a batch of 1, not {precision} with up to {max_batch}.")
     check_output_directory(out, overwrite, MARK, [checkpoint])
     network = load_network(checkpoint, mode)
     coremltools = find_coremltools()

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import gpurender.coreml as module
-from gpurender import AudioEncoder, InputError, OutputError, UNet, load_audio_encoder, load_unet
+from gpurender import AudioEncoder, InputError, OutputError, UNet, export_coreml, load_audio_encoder, load_unet
 from gpurender.cli import main
-from gpurender.coreml import Constants, convert, evaluate, export_coreml, quiet
+from gpurender.coreml import Constants, convert, evaluate, quiet
 from gpurender.export import example_inputs
 from gpurender.network import WINDOW_SHAPES, Mode
 from gpurender.seeds import seeded_weights
@@ -203,8 +203,10 @@ def test_refusals(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (mine / "thesis.tex").read_text() == "mine"
     with pytest.raises(InputError, match=r"a\.zip: a Core ML package is named \.mlpackage"):
         export_coreml(tiny, tmp_path / "a.zip")
-    with pytest.raises(InputError, match="fp16 with a batch of 1, not fp32 with up to 1"):
-        export_coreml(tiny, tmp_path / "a.mlpackage", precision="fp32")
+    for option in (("--precision", "fp32"), ("--max-batch", "4")):
+        result = CliRunner().invoke(main, ["export", str(tiny), "--out", str(tmp_path / "a.mlpackage"), *option])
+        assert result.exit_code == 2
+        assert "fp16 with a batch of 1; leave out --precision and --max-batch" in " ".join(result.output.split())
     monkeypatch.setitem(sys.modules, "coremltools", None)
     with pytest.raises(InputError, match=r'not installed; pip install "gpurender\[coreml\]"'):
         export_coreml(tiny, tmp_path / "a.mlpackage")
