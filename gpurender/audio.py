@@ -4,7 +4,7 @@ mel rows of a sound -> audio encoder -> one feature a frame -> windows of 16 fea
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite, prod
 from pathlib import Path
 from tokenize import TokenError
@@ -17,7 +17,7 @@ from torch import Tensor
 from .cuda import exact_products
 from .errors import InputError
 from .network import FRAME_RATES, WINDOW_SHAPES, Mode
-from .sound import MEL_RATE, decode_sound, mel_blocks
+from .sound import MEL_RATE, damage, decode_sound, mel_blocks
 
 MEL_WINDOW = 16  # mel rows behind one feature: 0.2 s
 WINDOW = 16  # features behind one frame: 8 before it, itself and 7 after
@@ -41,6 +41,7 @@ class Features:
         fps: frames a second that the features stand for.
         source: the file they come from.
         sound: that file where it is sound (to be heard in the video), None for a feature file.
+        notes: what was unusual about it.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Features:
         fps: float,
         source: Path,
         sound: Path | None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.mode: Mode = mode
         self.shape = shape
         self.fps = fps
         self.source = source
         self.sound = sound
+        self.notes = list(notes)
         self._read = read
         self._windows_ready = windows_ready
 
@@ -203,7 +206,9 @@ def _recognise(path: Path, shape: tuple[int, ...]) -> tuple[Mode, bool]:
 
 
 def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: torch.device) -> Features:
-    mel = torch.cat(list(mel_blocks(decode_sound(path), device)))  # (T,80): 25 KB a second of sound
+    left_out: list[None] = []
+    samples = decode_sound(path, lambda: left_out.append(None))
+    mel = torch.cat(list(mel_blocks(samples, device)))  # (T,80): 25 KB a second of sound
     if len(mel) < MEL_WINDOW:  # shorter than 0.2 s: silence follows
         mel = F.pad(mel, (0, 0, 0, MEL_WINDOW - len(mel)), value=-4.0)
     rows = torch.arange(MEL_WINDOW, device=device)
@@ -221,7 +226,8 @@ def _speech_features(path: Path, encoder: AudioEncoderLike, fps: float, device: 
     else:
         frames = max(1, round(count * fps / TRAINED_FPS))
         shape, read = (frames, *WINDOW_SHAPES["ave"]), in_between(encode, starts, fps, device)
-    return Features("ave", shape, read, windows_ready=fps != TRAINED_FPS, fps=fps, source=path, sound=path)
+    notes = damage(len(left_out))
+    return Features("ave", shape, read, windows_ready=fps != TRAINED_FPS, fps=fps, source=path, sound=path, notes=notes)
 
 
 def one_after_another(

@@ -50,7 +50,7 @@ class Commands(click.Group):
             if not is_out_of_memory(error):
                 raise
             whose, advice = "this machine", ""
-            if isinstance(error, RuntimeError) and "alloc" not in str(error):  # as torch and C++ say it of the host's
+            if any(name in str(error).lower() for name in ("cuda", "cudnn", "cublas", "cufft")):
                 whose, advice = "the GPU", "end other programs on it, or give --device cpu; or "
             click.echo(
                 f"Error: {whose} has too little free memory ({first_line(error)}); "

@@ -80,7 +80,7 @@ def bench(
     from .progress import TerminalProgress
 
     old = None if compare is None else read_record(compare)
-    check_outputs([json_file, html_file], overwrite)
+    check_outputs([json_file, html_file], overwrite, [compare, options["model"], options["audio"]])
     made = measure(command=["gpurender", *sys.argv[1:]], notify=TerminalProgress().stage, **options)
     if json_file is not None:
         write_text(json_file, as_json(made), overwrite)

@@ -53,6 +53,8 @@ def features(sound: Path, out: Path, quiet: bool, **options: Any) -> None:
     progress = None if quiet else TerminalProgress("hearing", "heard")
     written = make_features(sound, out, progress=progress, **options)
     if not quiet:
+        for note in written.notes:
+            click.echo(f"note: {note}")
         click.echo(f"wrote {out}: {written.mode} features of {len(written)} frames, {written.shape}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from .face_kernels import copied
 from .jit import compiled, this_processor
 from .kernels.color_rows import LEAST_WIDTH, write_nv12
 
@@ -25,7 +26,7 @@ def fill_frame(luma: Tensor, chroma: Tensor, frame: Tensor, equations: tuple[flo
         equations: see `Equations`.
     """
     if frame.stride(2) != 1:
-        frame = frame.contiguous()
+        frame = copied(frame)
     of_plane, of_row, _ = frame.stride()
     _, height, width = frame.shape
     sizes = np.array([width, height, of_row, of_plane, luma.stride(0), chroma.stride(0)], np.int64)

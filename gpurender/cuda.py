@@ -65,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(error).lower()
-    told = ("out of memory", "can't allocate memory", "bad_alloc", "_status_alloc_failed")
+    told = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
     return isinstance(error, RuntimeError) and any(some in words for some in told)
 
 

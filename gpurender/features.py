@@ -88,7 +88,7 @@ def write_features(
     """
     out = Path(out)
     check_feature_file(out, overwrite)
-    with one_torch_thread():  # as `make` hears: the same bits
+    with one_torch_thread():  # as `make` hears where OpenVINO draws: the same bits
         write_rows(features, out, overwrite, progress or Silent())
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,16 +93,25 @@ def what_groups_allow(lines: list[str], mounted: Path) -> Iterator[float]:
             continue
 
 
+ONE_THREAD = threading.Lock()
+threads_before: list[int] = []
+"""How many threads torch had before the first of those that work on one core now, once for each of them."""
+
+
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """torch works on one core meanwhile, in threads that begin meanwhile and in this one. How it rounds depends on how
     many it works on."""
-    before = torch.get_num_threads()
+    with ONE_THREAD:
+        before = threads_before[0] if threads_before else torch.get_num_threads()
+        threads_before.append(before)
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        with ONE_THREAD:
+            threads_before.pop()
 
 
 def check_process(made_in: int, what: str) -> None:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -72,12 +73,19 @@ class UnderWay:
         self._memory = memory
 
     def wait(self) -> None:
+        errors: list[Exception] = []
         for request in self.requests:
-            request.wait()
+            try:
+                request.wait()
+            except RuntimeError as error:  # the others work on, and need their memory
+                errors.append(error)
         self._memory = ()
+        if errors:
+            raise errors[0]
 
     def __del__(self) -> None:
-        self.wait()  # before their memory goes away
+        with suppress(RuntimeError):
+            self.wait()  # before their memory goes away
 
 
 def shared(tensor: Tensor) -> openvino.Tensor:

@@ -52,10 +52,12 @@ class DLPack(Protocol):
     def __dlpack_device__(self) -> tuple[Any, int]: ...
 
 
-def as_tensor(data: Tensor | DLPack) -> Tensor:
-    """The same memory as a torch tensor."""
+def as_tensor(data: Tensor | DLPack, written: bool = False) -> Tensor:
+    """The same memory as a torch tensor, which is `written` to or not."""
     if isinstance(data, Tensor):
         return data
+    if written and not getattr(getattr(data, "flags", None), "writeable", True):  # NumPy's; torch would not ask
+        raise ValueError("the array is read-only: leave out inplace=True, or copy() it")
     if any(step < 0 for step in getattr(data, "strides", None) or ()):
         raise ValueError("torch has no negative strides, as of a NumPy array that is reversed: copy() it")
     return torch.from_dlpack(data)

@@ -26,6 +26,10 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path.parent} is not yours to write to, so {path.name} cannot be written there.")
 
 
+SUFFIXES_READ = (".png", ".jpg", ".jpeg", ".lms", ".npz")
+"""Of files that are read by their numbers, whatever a directory holds besides."""
+
+
 def is_pattern(out: Path) -> bool:
     """Whether this names numbered pictures, not one file."""
     return "%" in out.name
@@ -34,11 +38,12 @@ def is_pattern(out: Path) -> bool:
 def check_outputs(
     paths: Iterable[str | Path | None], overwrite: bool, inputs: Iterable[str | Path | None] = ()
 ) -> None:
-    """The same of several files and, but for their names, patterns of numbered pictures; None is none. Two that are one
-    are refused, too, and what would replace something that is read, or numbered pictures beside it.
+    """The same of several files; None is none. Two that are one are refused, too, and what would replace something that
+    is read. Of patterns of numbered pictures it is looked whether they lie in a directory that is read; their names are
+    not looked at.
 
     Args:
-        inputs: files that are read, and directories of such.
+        inputs: files that are read, and directories whose numbered files are.
     """
     files = [Path(path) for path in paths if path is not None]
     read = [Path(os.path.realpath(path)) for path in inputs if path is not None]
@@ -46,12 +51,12 @@ def check_outputs(
         place = Path(os.path.realpath(file))
         if place in read:
             raise OutputError(f"{file} is what is read, and would be replaced; give another name.")
-        around = next((path for path in read if place.is_relative_to(path)), None)
-        if around is not None and (place.exists() or is_pattern(file)):
-            raise OutputError(f"{file} is among what is read; give a name outside of {around}.")
+        numbered = file.suffix.lower() in SUFFIXES_READ and (is_pattern(file) or place.exists())
+        if numbered and place.parent in read:
+            raise OutputError(f"{file} is among what is read; give a name outside of {file.parent}.")
         if os.path.realpath(file) in map(os.path.realpath, files[:i]):
             raise OutputError(f"{file} is named for two results, of which one would replace the other; give two names.")
-        if not is_pattern(file):
+        if not (is_pattern(file) and file.suffix.lower() in SUFFIXES_READ):
             check_output(file, overwrite)
 
 

@@ -67,7 +67,7 @@ def paste_faces(
     >>> pasted[0, :, 120, 110].tolist(), pasted[0, :, 300, 300].tolist()
     ([255, 255, 255], [0, 0, 0])
     """
-    frames = as_tensor(frames)
+    frames = as_tensor(frames, written=inplace)
     rects = check_faces(frames, crops, predictions, rects, keep)
     check_impl(impl)
     if not inplace:
@@ -226,13 +226,14 @@ def paste_here(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[R
     """`paste_reference` into uint8 frames on a CPU, by the kernel for this processor if there is one for all."""
     from .face_kernels import kernel_for, paste_face  # LLVM takes a while to load
 
-    if not (frames.is_contiguous() and all(kernel_for(x1 - x0) for x0, _, x1, _ in boxes)):
+    if not all(kernel_for(x1 - x0) for x0, _, x1, _ in boxes):
         paste_reference(frames, crops, predictions, boxes, keep)
         return
     crops, predictions = crops.contiguous(), predictions.float().contiguous()
     keep = keep.contiguous() if keep is not None else None
-    for i, box in enumerate(boxes):
-        paste_face(frames[i], crops[i], predictions[i], box, keep[i] if keep is not None else None)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        stays = keep[i, y0:y1, x0:x1] if keep is not None else None
+        paste_face(frames[i, :, y0:y1, x0:x1], crops[i], predictions[i], stays)
 
 
 def paste_reference(frames: Tensor, crops: Tensor, predictions: Tensor, boxes: list[Rect], keep: Tensor | None) -> None:

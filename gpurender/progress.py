@@ -1,9 +1,9 @@
 """Who is told how something long is getting on: nobody, or a person at a terminal or reading a log."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from shutil import get_terminal_size
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -24,6 +24,14 @@ class Progress(Protocol):
     def each(self, items: Iterable[T], total: int) -> Iterable[T]:
         """Pass items on, counting each as a frame."""
         ...
+
+
+def columns() -> int | None:
+    """80 on a terminal that does not say how wide it is, where tqdm would show nothing; else what tqdm finds."""
+    try:
+        return None if os.get_terminal_size(sys.stderr.fileno()).columns else 80
+    except (OSError, ValueError):
+        return None
 
 
 class Silent:
@@ -63,8 +71,9 @@ class TerminalProgress:
     def _bar(self, items: Iterable[tuple[T, int]], total: int) -> Iterator[T]:
         from tqdm import tqdm  # not needed elsewhere
 
-        columns = get_terminal_size().columns  # 80 where the terminal does not say: tqdm would show nothing
-        with tqdm(total=total, unit=" frames", desc=self._doing, smoothing=0.1, file=sys.stderr, ncols=columns) as bar:
+        with tqdm(
+            total=total, unit=" frames", desc=self._doing, smoothing=0.1, file=sys.stderr, ncols=columns()
+        ) as bar:
             for item, frames in items:
                 yield item
                 bar.update(frames)

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .audio import Features
+from .audio import FEATURE_FILES, Features
 from .audio_engine import hear
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .choose_engine import load_engine, network_for
@@ -30,7 +30,7 @@ from .encode import EncoderName, check_destination, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
 from .errors import DeviceError, InputError, check_choice
 from .faces import Faces
-from .find import AUDIO_ENCODERS, NETWORKS, find_sound, find_template
+from .find import find_sound, find_template
 from .host import free_memory, one_torch_thread
 from .network import FRAME_RATES
 from .ops import why_no_kernels
@@ -40,14 +40,12 @@ from .prefetch import stage
 from .progress import Progress, Silent
 from .report import Summary
 from .software_encoder import Codec
-from .sound import open_sound
+from .sound_track import check_sound
 from .template import CONTENTS, DecoderName, Order, Template, decoded_ahead, frame_order, open_template
 from .timings import Timings, write_trace
 
 Pixels = Literal["rgb", "nv12"]
 PROBE_FRAMES, PROBE_SOUNDS = 4, 16
-READ_OF_TEMPLATES = (*CONTENTS, *NETWORKS, *AUDIO_ENCODERS, "models")
-"""Files, and directories of such, that a render may read of a template."""
 
 
 class Shown(NamedTuple):
@@ -266,13 +264,13 @@ def make(
     template, audio = find_template(template), find_sound(audio)
     out = Path(out) if out is not None else default_output(template, audio)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
-    inputs = [audio, f"{audio}.json", sound, model, audio_encoder]
-    check_outputs([out, report, trace], overwrite, [*inputs, *(template / name for name in READ_OF_TEMPLATES)])
-    if sound is not None:
-        if is_pattern(out):
-            raise InputError(f"{out}: numbered pictures have no sound; leave out {sound}.")
-        with open_sound(sound):
-            pass
+    header = f"{audio}.json" if audio.suffix.lower() == ".bin" else None
+    inputs = [audio, header, sound, model, audio_encoder, *(template / name for name in CONTENTS)]
+    check_outputs([out, report, trace], overwrite, inputs)
+    if sound is not None and is_pattern(out):
+        raise InputError(f"{out}: numbered pictures have no sound; leave out {sound}.")
+    if sound is not None or (audio.is_file() and audio.suffix.lower() not in FEATURE_FILES and not is_pattern(out)):
+        check_sound(sound or audio)
     place = resolve_device(device)
 
     surfaces = not is_pattern(out) and encoder != "mjpeg"
@@ -286,7 +284,8 @@ def make(
     )
     frame_order(len(person), range(1), order, start_frame)  # which says what is wrong with them before the wait
     network = network_for(template, model, engine, place)
-    features, _ = hear(audio, template, audio_encoder, fps, place, progress.stage)
+    features, listener = hear(audio, template, audio_encoder, fps, place, progress.stage)
+    check_outputs([out, report, trace], overwrite, [network, listener])
     check_destination(out, frames=len(features), codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     progress.stage(f"loading {network.name}")
     probe = probe_inputs(person, features) if precision in PROBED else None
@@ -362,7 +361,7 @@ def make(
         batch=size,
         decoder=person.decoder,
         encoder=written.encoder,
-        notes=[*person.notes, *runtime.notes, *notes, *written.notes],
+        notes=[*dict.fromkeys([*person.notes, *features.notes, *runtime.notes, *notes, *written.notes])],
     )
     if report is not None:
         summary.write(Path(report), overwrite)

@@ -10,12 +10,13 @@ import av
 import av.error
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
+from av.codec.context import CodecContext
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
 from .errors import InputError
 from .prefetch import prefetch
-from .sound import decoded_frames
+from .sound import damage, decoded_frames, open_sound
 
 AHEAD = 4096
 """Packets that may be ready before the picture has come so far, of 1024 samples each: a minute and a half at 48 kHz, in
@@ -37,18 +38,11 @@ class SoundTrack:
     def __init__(self, container: OutputContainer, sound: str | Path, source: InputContainer) -> None:
         """`source` is the opened file `sound`."""
         self._container = container
-        track = source.streams.audio[0]
-        rates = av.Codec("aac", "w").audio_rates or [track.rate]
-        rate = min(rates, key=lambda rate: abs(rate - track.rate))
-        layout = track.layout.name
-        self._channels = layout if layout.endswith("channels") else f"channels ({layout})"
-        self._stream = cast(AudioStream, container.add_stream("aac", rate, layout=LAYOUTS.get(layout, layout)))
-        try:
-            self._stream.codec_context.open()
-        except av.error.FFmpegError as error:
-            raise self._impossible(sound, error) from None
+        rate, layout = rate_and_layout(source)
+        self._stream = cast(AudioStream, container.add_stream("aac", rate, layout=layout))
+        open_context(self._stream.codec_context, sound, source)
         self._left_out = 0
-        packets = prefetch(self._encode(sound, self._decode(sound, source)), AHEAD)
+        packets = prefetch(self._encode(sound, source), AHEAD)
         self._packets = chain([next(packets, None)], packets)  # its thread begins when the first is asked for
         self._end = packets.close
         self._written_seconds: Fraction | float = 0
@@ -65,9 +59,7 @@ class SoundTrack:
 
     def notes(self, picture_seconds: Fraction) -> list[str]:
         """What was unusual, once all is written."""
-        notes = []
-        if self._left_out:
-            notes.append(f"what could not be decoded of the sound is left out: {self._left_out} of its packets")
+        notes = damage(self._left_out)
         if abs(self._written_seconds - picture_seconds) > ALIKE_SECONDS:
             notes.append(
                 f"the sound lasts {float(self._written_seconds):.2f} s, the picture {float(picture_seconds):.2f} s"
@@ -87,16 +79,11 @@ class SoundTrack:
         except av.error.FFmpegError as error:
             raise InputError(f"{sound}: the sound breaks off ({error.strerror}).") from None
 
-    def _encode(self, sound: str | Path, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
+    def _encode(self, sound: str | Path, source: InputContainer) -> Iterator[Packet]:
         try:
-            yield from self._encoded(frames)
+            yield from self._encoded(self._decode(sound, source))
         except av.error.FFmpegError as error:
-            raise self._impossible(sound, error) from None
-
-    def _impossible(self, sound: str | Path, error: av.error.FFmpegError) -> InputError:
-        return InputError(
-            f"{sound}: FFmpeg cannot make AAC of its {self._channels} ({error.strerror}); mix it to stereo first."
-        )
+            raise impossible(sound, source, error) from None
 
     def _encoded(self, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
         context = cast(AudioCodecContext, self._stream.codec_context)
@@ -110,6 +97,35 @@ class SoundTrack:
                     samples += converted.samples
                     yield from self._stream.encode(converted)
         yield from self._stream.encode(None)
+
+
+def check_sound(sound: str | Path) -> None:
+    """Raise InputError if a sound cannot be that of a video, before any work is done for it."""
+    with open_sound(sound) as source:
+        context = cast(AudioCodecContext, av.CodecContext.create("aac", "w"))
+        context.sample_rate, context.layout = rate_and_layout(source)
+        context.format = "fltp"
+        open_context(context, sound, source)
+
+
+def rate_and_layout(source: InputContainer) -> tuple[int, str]:
+    """The sample rate and the channels of the AAC that is made of a sound."""
+    track = source.streams.audio[0]
+    rates = av.Codec("aac", "w").audio_rates or [track.rate]
+    return min(rates, key=lambda rate: abs(rate - track.rate)), LAYOUTS.get(track.layout.name, track.layout.name)
+
+
+def open_context(context: CodecContext, sound: str | Path, source: InputContainer) -> None:
+    try:
+        context.open()
+    except av.error.FFmpegError as error:
+        raise impossible(sound, source, error) from None
+
+
+def impossible(sound: str | Path, source: InputContainer, error: av.error.FFmpegError) -> InputError:
+    layout = source.streams.audio[0].layout.name
+    channels = layout if layout.endswith("channels") else f"channels ({layout})"
+    return InputError(f"{sound}: FFmpeg cannot make AAC of its {channels} ({error.strerror}); mix it to stereo first.")
 
 
 def _named(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:

@@ -215,6 +215,10 @@ class UpKernel:
         self._skip_function = skip_function(shape) if shape.per_word == 4 else None
         levels = UpLevels(*(Levels.between(*ranges[name]) for name in block.multiplied)) if ranges else None
         self._weights = torch.from_numpy(packed(block.weights, shape, levels)).clone()  # where torch aligns it
+        seen_type = torch.bfloat16 if shape.seen_bfloat16 else torch.float32
+        self._seen_type = torch.uint8 if self._skip_function else seen_type
+        channels = skip_stride(shape) if self._skip_function else shape.face or shape.skip
+        self._seen_size = shape.height * shape.width * channels
 
     def room(self) -> Tensor:
         """For its output, (height,width,channels)."""
@@ -233,12 +237,14 @@ class UpKernel:
         if self._skip_function is None:
             return seen
         shape = self._shape
-        scratch = torch.zeros(skip_scratch_places(shape)[1], dtype=torch.float32)
-        skip = torch.empty(shape.height, shape.width, skip_stride(shape), dtype=torch.uint8)
+        scratch = torch.zeros(skip_scratch_places(shape)[1], dtype=torch.float32, device="cpu")
+        skip = torch.empty(shape.height, shape.width, skip_stride(shape), dtype=torch.uint8, device="cpu")
         self._skip_function(*(tensor.data_ptr() for tensor in (seen, self._weights, scratch, skip)))
         return skip
 
     def __call__(self, y: Tensor, seen: Tensor, scratch: Tensor, out: Tensor) -> None:
+        if (seen.dtype, seen.numel()) != (self._seen_type, self._seen_size):  # the kernel sees its address alone
+            raise ValueError("these encodings are another engine's, or of another precision")
         self._function(*(tensor.data_ptr() for tensor in (y, seen, self._weights, scratch, out)))
 
 

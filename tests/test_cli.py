@@ -120,12 +120,14 @@ def test_export(run: Run, tiny_unet: Path) -> None:
 
 HOSTS = "DefaultCPUAllocator: can't allocate memory"
 GPUS = "CUDA error: out of memory\nCUDA kernel errors might be …"
+TORCHS = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.75 GiB of which …"
 
 
 @pytest.mark.parametrize(
     ("error", "told"),
     [
         *((kind(GPUS), "the GPU") for kind in (torch.OutOfMemoryError, torch.AcceleratorError)),
+        (torch.OutOfMemoryError(TORCHS), "the GPU"),
         *((kind(HOSTS), "this machine") for kind in (MemoryError, RuntimeError)),
     ],
 )

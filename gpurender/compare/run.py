@@ -17,7 +17,7 @@ from ..output import check_outputs, is_pattern, write_text
 from ..prefetch import prefetch
 from ..progress import Progress, Silent
 from ..rectangles import Rect
-from ..reference_set import array_differences
+from ..reference_set import METADATA, array_differences
 from ..template import Order
 from .comparison import Comparison, Pair, listed
 from .footage import Footage, open_footage
@@ -76,8 +76,10 @@ def compare_frames(
         DeviceError: there is no such device here.
         OutputError: something cannot be written.
     """
-    around = [Path(path).parent for path in (a, b) if is_pattern(Path(path))]
-    check_outputs([side_by_side, html, json_file], overwrite, [a, b, *around])
+    inputs = [Path(path) for path in (a, b, rect) if isinstance(path, str | Path)]
+    inputs += [path / name for path in inputs for name in (METADATA, "frames", "samples")]
+    inputs += [path.parent for path in inputs if is_pattern(path) and not path.exists()]
+    check_outputs([side_by_side, html, json_file], overwrite, inputs)
     if side_by_side is not None:
         check_destination(side_by_side, frames=0, overwrite=overwrite)
     for what, value, fits, allowed in (
@@ -92,11 +94,11 @@ def compare_frames(
     place = resolve_device(device)
     one, other = open_footage(a), open_footage(b)
     if one.size != other.size:
-        if not all(large == small + small % 2 for small, large in map(sorted, zip(one.size, other.size, strict=True))):
+        if evened(one.size) != other.size and evened(other.size) != one.size:
             sizes = [f"{footage.path} is {footage.size[0]}×{footage.size[1]}" for footage in (one, other)]
             raise InputError(f"{sizes[0]}, but {sizes[1]}: frames of different sizes cannot be compared.")
-        width, height = map(min, one.size, other.size)  # videos of odd frames have a column and a row more
-        one, other = (replace(footage, cut=(width, height)) for footage in (one, other))
+        size = min(one.size, other.size)
+        one, other = (replace(footage, cut=size) for footage in (one, other))
     numbers, unequal = in_common(one, other, frames)
     judged = judged_parts(rect, one, other, order, start_frame, numbers, least=WINDOW)
 
@@ -140,6 +142,12 @@ def compare_frames(
         text = json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(Path(json_file), text + "\n", overwrite)
     return comparison
+
+
+def evened(size: tuple[int, int]) -> tuple[int, int]:
+    """The size of a video of such frames."""
+    width, height = size
+    return width + width % 2, height + height % 2
 
 
 def read_and_measured(

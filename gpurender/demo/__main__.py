@@ -46,7 +46,7 @@ def build(out: Path, device: str, seed: int, share: float) -> None:
     with what_it_needs():
         from .build import build as build_bundle
 
-    if share < 1 and out == BUNDLED:
+    if share < 1 and out.resolve() == BUNDLED.resolve():
         raise click.UsageError("a trial is not to replace what is bundled: give --out with --share.")
     try:
         build_bundle(out, resolve_device(device), seed, share)
