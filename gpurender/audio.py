@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from math import isfinite, prod
 from pathlib import Path
 from tokenize import TokenError
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .cuda import exact_products
 from .errors import InputError
+from .host import refuse_to_travel
 from .network import FRAME_RATES, WINDOW_SHAPES, Mode
 from .sound import MEL_RATE, damage, decode_sound, mel_blocks
 
@@ -71,6 +73,9 @@ class Features:
 
     def __repr__(self) -> str:
         return f"Features({self.source.name}: {len(self)} frames of {self.mode} at {self.fps:g} a second)"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """What a feature file holds for frames start..stop-1: (stop-start, *shape[1:]) float32 on the device."""

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +26,12 @@ class Commands(click.Group):
     """Turns errors that a user can act on into one line and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        with interruptible():
+            return self.invoked(ctx)
+
+    def invoked(self, ctx: click.Context) -> Any:
         from .errors import DeviceError, InputError, OutputError, first_line
 
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as by nohup, or a script's `&`
-                signal.signal(number, interrupted)
         for stream in ("stdout", "stderr"):
             if getattr(sys, stream) is None:  # it was closed
                 setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
@@ -66,15 +67,54 @@ class Commands(click.Group):
             ctx.exit(2)
 
 
+CLEANING_SECONDS = 5.0
+heard: list[float] = []
+"""When the command was interrupted, by `time.monotonic`."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """On Ctrl-C, and where the system asks for it, the command cleans up and ends. Once it is over, this is as it was:
+    while Python ends, an interrupt would break what waits for threads."""
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")]
+    before = {number: signal.getsignal(number) for number in numbers if number is not None}
+    ours = [number for number, handler in before.items() if handler != signal.SIG_IGN]  # as by nohup, or a script's `&`
+    hook = sys.unraisablehook
+
+    def swallowed(error: Any) -> None:
+        """An interrupt that came in a destructor, after which Python goes on, is sent again."""
+        if isinstance(error.exc_value, KeyboardInterrupt) and hasattr(signal, "setitimer"):
+            heard.clear()
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        else:
+            hook(error)
+
+    heard.clear()
+    sys.unraisablehook = swallowed
+    for number in ours:
+        signal.signal(number, interrupted)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in ours:
+            signal.signal(number, before[number])
+
+
 def interrupted(number: int, frame: FrameType | None) -> None:
-    """Clean up and end, on Ctrl-C and where the system asks for it. Not in the midst of an import: libraries swallow
-    the interrupt there, or abort; so it is sent again, until the import is over."""
+    """Clean up and end. Not once more while that goes on, which it would break. And not in the midst of an import:
+    libraries swallow the interrupt there, or abort; so it is sent again, until the import is over."""
     while frame is not None and hasattr(signal, "setitimer"):
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             return
         frame = frame.f_back
-    raise KeyboardInterrupt
+    now = time.monotonic()
+    if not heard or now - heard[-1] > CLEANING_SECONDS:
+        heard.append(now)
+        raise KeyboardInterrupt
 
 
 def share_memory_arenas() -> None:

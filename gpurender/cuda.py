@@ -65,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(error).lower()
-    told = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_failed")
+    told = ("out of memory", "can't alloc", "failed to allocate", "bad_alloc", "alloc_failed")
     return isinstance(error, RuntimeError) and any(some in words for some in told)
 
 
@@ -76,12 +76,16 @@ exact_now: list[ExitStack] = []
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """float32 means float32, not TF32, in cuDNN's convolutions. That is the process's setting: it is as it was before
-    once the last of several threads is done."""
+    """float32 means float32: not TF32 in cuDNN's convolutions, which is the process's setting and as it was before once
+    the last of several threads is done; nor what `torch.autocast` makes of it, in which a caller may be."""
     with EXACT:
         exact_now.append(ExitStack() if exact_now else without_tf32())
     try:
-        yield
+        with ExitStack() as plain:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    plain.enter_context(torch.autocast(kind, enabled=False))
+            yield
     finally:
         with EXACT:
             if len(exact_now) == 1:

@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from .output import complete_or_absent
 
 ExportPrecision = Literal["fp32", "fp16"]
 OUTPUTS = {UNet: "output", AudioEncoder: "emb"}
+EXPORTING = threading.RLock()
+"""Held by whoever exports: torch's exporter is for one thread at a time, and a cached export is made once."""
 EXPORT_VERSION = 2  # part of the cache key: raise it when exports change
 # The bound for fp16 is meant to catch a wrong export only. How much half precision costs depends on the network (the
 # golden numbers' seeded weights: 39.8 dB); the figure is shown, and the user judges.
@@ -100,15 +103,20 @@ def cached_onnx(
     name = f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}-torch{torch.__version__.split('+')[0]}.onnx"
     path = cache_directory() / name
     sums = path.with_name(path.name + ".sha256")
-    if not is_whole(sums):
-        load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
-        notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent} (about 10 s)")
-        try:
-            export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
+    with EXPORTING:
+        if not is_whole(sums):
+            export_to_cache(checkpoint, mode, path, notify)
             seal(sums, [path])
-        except OutputError as error:
-            raise OutputError(f"{error} That is the cache of exports; set GPURENDER_CACHE to another place.") from None
     return path
+
+
+def export_to_cache(checkpoint: str | Path, mode: Mode | None, path: Path, notify: Callable[[str], None]) -> None:
+    load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
+    notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent} (about 10 s)")
+    try:
+        export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
+    except OutputError as error:
+        raise OutputError(f"{error} That is the cache of exports; set GPURENDER_CACHE to another place.") from None
 
 
 def onnx_bytes(network: UNet | AudioEncoder, precision: ExportPrecision, max_batch: int) -> bytes:
@@ -116,7 +124,7 @@ def onnx_bytes(network: UNet | AudioEncoder, precision: ExportPrecision, max_bat
     inputs, output = example_inputs(network, example), OUTPUTS[type(network)]
     dtype = torch.float16 if precision == "fp16" else torch.float32
     batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else {}
-    with hushed("torch.onnx"), without_collector():  # it warns of its own deprecations
+    with EXPORTING, hushed("torch.onnx"), without_collector():  # it warns of its own deprecations
         program = torch.onnx.export(
             with_norms_folded(network).to(dtype),
             tuple(value.to(dtype) for value in inputs.values()),

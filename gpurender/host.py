@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -112,6 +113,11 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
         with ONE_THREAD:
             threads_before.pop()
+
+
+def refuse_to_travel(loaded: object) -> NoReturn:
+    """Raise TypeError where something is pickled that could not be: what pickling says by itself is a riddle."""
+    raise TypeError(f"{type(loaded).__name__} cannot be sent to another process: load it there.")
 
 
 def check_process(made_in: int, what: str) -> None:

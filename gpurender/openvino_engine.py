@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from .host import check_process
+from .host import check_process, refuse_to_travel
 from .jit import this_processor
 from .network import Encoded, Mode
 from .openvino_graph import in_bfloat16, lower_large, tile, without_empty_windows
@@ -79,6 +80,9 @@ class OpenVinoEngine:
         if self._kept == torch.bfloat16:
             decoder = in_bfloat16(decoder, range(len(decoder.inputs) - 1), [])
         return Requests(decoder, self.precision)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     def encode(self, faces: Tensor) -> list[Encoded]:
         check_process(self._process, "engine")

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -24,6 +25,11 @@ class Progress(Protocol):
     def each(self, items: Iterable[T], total: int) -> Iterable[T]:
         """Pass items on, counting each as a frame."""
         ...
+
+
+def say(line: str) -> None:
+    with suppress(OSError):  # a log on a full disk is no reason to end
+        print(line, file=sys.stderr, flush=True)
 
 
 def columns() -> int | None:
@@ -57,7 +63,7 @@ class TerminalProgress:
         self._doing, self._done = doing, done
 
     def stage(self, text: str) -> None:
-        print(f"{text} …", file=sys.stderr, flush=True)
+        say(f"{text} …")
 
     def frames(self, batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
         return self._counted(((batch, len(batch)) for batch in batches), total)
@@ -89,4 +95,4 @@ class TerminalProgress:
                 said = now
                 rate = done / max(now - began, 1e-9)
                 left = f", {(total - done) / rate:.0f} s left" if done < total else ""
-                print(f"{self._done} {done} of {total} frames, {rate:.1f} a second{left}", file=sys.stderr, flush=True)
+                say(f"{self._done} {done} of {total} frames, {rate:.1f} a second{left}")

@@ -177,7 +177,8 @@ def render(
             if size == 1:
                 raise DeviceError(
                     f"{template.device} has too little free memory for a frame of {template.width}×{template.height}; "
-                    "end other programs on it, give a smaller --memory, or --device cpu."
+                    "end other programs on it, or give a smaller --memory"
+                    f"{'' if template.device.type == 'cpu' else ' or --device cpu'}."
                 ) from None
             short_of_memory = True
         if short_of_memory:  # the error is gone by now, and with it what its stages held

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
 
 from .decoders import DecoderName, Frames, choose_picture_decoder, choose_video_decoder
 from .errors import InputError, check_choice
-from .host import check_process, free_memory
+from .host import check_process, free_memory, refuse_to_travel
 from .pictures import SUFFIXES, Pictures, keep_mask, open_pictures
 from .rectangles import Rect, check_rect, face_rect, read_rectangles
 from .video import FEWEST, VideoFrames
@@ -102,6 +102,9 @@ class Template:
     def __repr__(self) -> str:
         parsing = ", with parsing" if self.parsing else ""
         return f"Template({self.path.name}: {len(self)} frames of {self.width}×{self.height}{parsing})"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     def frames(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Copies of some frames and of their keep masks.

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .cuda_graphs import CaptureError, Turns, captured
 from .errors import first_line
 from .export import example_input
 from .fused_network import FusedUNet
+from .host import refuse_to_travel
 from .network import Encoded, Mode, UNet, load_unet
 from .onnx_unet import unet_of_onnx
 from .ops import why_no_kernels
@@ -69,6 +71,9 @@ class TorchEngine:
             self.notes.append(f"torch's layers run the network, not kernels, which do not start ({reason})")
             return None
         return fused
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     @torch.inference_mode()
     def encode(self, faces: Tensor) -> list[Encoded]:

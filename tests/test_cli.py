@@ -214,6 +214,13 @@ def test_bad_pictures(run: Run, anna: Path, make_template: MakeTemplate, speech:
     assert Path("anna_speech.mp4").read_text() == "an earlier video"
 
 
+def test_sound_that_no_video_can_have_is_told_before_anything_is_loaded(run: Run, anna: Path) -> None:
+    soundfile.write("many.wav", np.zeros((16_000, 9)), 16_000)
+    arguments = ("--template", anna, "--model", "absent.onnx")
+    refused(run, "cannot make AAC of its 9 channels", *arguments, "--audio", "many.wav")
+    refused(run, "absent.onnx", *arguments, "--audio", "many.wav", "--out", "a%d.png")
+
+
 def test_bad_sounds_and_features(run: Run, anna: Path, tmp_path: Path) -> None:
     refused(run, "no such sound or feature file", "--template", anna, "--audio", "none.wav")
     Path("empty.wav").write_bytes(b"")
@@ -299,6 +306,7 @@ def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:
     refused(run, "a.json is named for two results", *arguments, "--report", "a.json", "--trace", "a.json")
     refused(run, "is named for two results", *arguments, "--out", "a.mp4", "--report", Path("a.mp4").absolute())
     refused(run, "speech.wav is what is read", *arguments, "--report", speech, "--overwrite")
+    refused(run, "50%.json cannot be written", *arguments, "--report", "no/50%.json")
     refused(run, "unet.onnx is what is read", *arguments, "--report", anna / "unet.onnx", "--overwrite")
     refused(run, "0.lms is among what is read", *arguments, "--trace", anna / "landmarks/0.lms", "--overwrite")
     for pattern in ("full_body_img/%d.jpg", "full_body_img/%d.png", "landmarks/../full_body_img/%03d.jpg"):
@@ -349,6 +357,50 @@ def test_interrupts_leave_nothing(tmp_path: Path, anna: Path, number: signal.Sig
         assert process.returncode == 130
         assert "Traceback" not in rest
         assert "Interrupted" in rest
+
+
+def test_more_interrupts_while_it_cleans_up_are_not_heard(tmp_path: Path, anna: Path) -> None:
+    np.save(tmp_path / "long.npy", np.zeros((100_000, 512), np.float32))
+    command = program(
+        *("reference", "--template", anna, "--audio", tmp_path / "long.npy", "--out", tmp_path / "set"),
+        *("--frames", 50_000),
+    )
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears(signal.SIG_DFL))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " of 50000 " in line:
+            break
+    for _ in range(4):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGTERM)  # the last may come when all is cleaned up
+    assert "Traceback" not in rest
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "set"))] == []
+
+
+IN_A_DESTRUCTOR = """
+import os, signal, time
+from gpurender import cli
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+def invoked(self, ctx):
+    try:
+        late = Late()
+        del late
+        time.sleep(50)
+    except KeyboardInterrupt:
+        ctx.exit(130)
+cli.Commands.invoked = invoked
+cli.main(["doctor"])
+"""
+
+
+def test_an_interrupt_that_a_destructor_swallows_comes_again(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", IN_A_DESTRUCTOR], capture_output=True, text=True, timeout=40)
+    assert (ran.returncode, ran.stderr) == (130, "")
 
 
 def test_signals_that_the_shell_ignores_are_ignored(tmp_path: Path, anna: Path) -> None:

@@ -261,6 +261,22 @@ def test_a_rectangle_has_four_numbers(run: Run, rect: object) -> None:
     assert compare_frames("a", "a", rect=[10, 10, 40, 40]).alike  # pyright: ignore[reportArgumentType]
 
 
+def test_results_beside_what_is_read_may_be_made_again(run: Run) -> None:
+    write_pictures(Path("a"))
+    write_pictures(Path("b"))
+    for options in (("--json", "a/f.json"), ("--html", "a/page.html"), ("--side-by-side", "a/both.mp4")):
+        for _ in range(2):
+            assert run("a", "b/%05d.png", *options, "--overwrite").exit_code == 0
+    assert run("a", "b", "--side-by-side", "a/sheets/%d.png").exit_code == 0  # a directory of its own
+
+
+def test_odd_sizes_that_are_no_frames_and_their_video(run: Run) -> None:
+    for name, size in (("a", (85, 72)), ("b", (86, 71))):
+        Path(name).mkdir()
+        Image.new("RGB", size).save(f"{name}/0.png")
+    refused(run, "frames of different sizes cannot be compared", "a", "b")
+
+
 def test_different_sizes(run: Run) -> None:
     write_pictures(Path("a"))
     write_video(Path("b.mp4"), FRAMES, WIDTH, HEIGHT + 2)

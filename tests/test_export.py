@@ -1,6 +1,8 @@
 import itertools
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +176,30 @@ def test_two_programs_may_fill_the_cache_at_once(
     monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
     onnx.checker.check_model(str(cached_onnx(tiny_unet)))
     assert next(calls) == 2
+
+
+AT_ONCE = """
+import logging, sys, threading, warnings
+from gpurender import load_engine
+errors, filters, level = [], list(warnings.filters), logging.getLogger("torch.onnx").level
+def load():
+    try:
+        load_engine(sys.argv[1], mode="ave", device="cpu")
+    except BaseException as error:
+        errors.append(error)
+threads = [threading.Thread(target=load) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(errors, logging.getLogger("torch.onnx").level == level)
+"""
+
+
+def test_threads_that_need_the_same_export_at_once(tmp_path: Path, tiny_unet: Path) -> None:
+    """torch's exporter is for one at a time."""
+    environment = os.environ | {"GPURENDER_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", AT_ONCE, str(tiny_unet)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout == "[] True\n", done.stderr
+    assert len(list(tmp_path.glob("*.onnx"))) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -113,6 +114,36 @@ def test_features_are_the_same_bits_however_many_threads_torch_has(tmp_path: Pat
     finally:
         torch.set_num_threads(before)
     assert written[0] == written[1]
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 64_000)
+    soundfile.write(tmp_path / "a.mp3", noise, 16_000)
+    content = bytearray((tmp_path / "a.mp3").read_bytes())
+    content[9000:10500] = bytes(1500)
+    (tmp_path / "b.mp3").write_bytes(content)
+    told = [make_features(tmp_path / f"{name}.mp3", tmp_path / f"{name}.npy", template="avatar").notes for name in "ab"]
+    assert told[0] == []
+    assert [note[:52] for note in told[1]] == ["what could not be decoded of the sound is left out: "]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_a_caller_changes_no_features(
+    speech: Path, tiny_encoder: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    def heard() -> torch.Tensor:
+        return load_features(speech, encoder=load_audio_engine(tiny_encoder)).windows(0, 36)
+
+    with one_torch_thread():
+        expected = heard()
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(heard(), expected)
+
+
+def test_features_are_not_pickled(speech: Path, tiny_encoder: Path) -> None:
+    features = load_features(speech, encoder=load_audio_engine(tiny_encoder))
+    with pytest.raises(TypeError, match="Features cannot be sent to another process: load it there"):
+        pickle.dumps(features)
 
 
 def test_more_than_a_block_of_frames(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpurender import host
 from gpurender.host import free_memory, usable_cores
@@ -104,3 +106,32 @@ def test_cores_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert usable_cores(tmp_path / "nowhere") == 8
     write(tmp_path, {"proc/self/cgroup": f"2:cpu:/jobs\n{V2}", "sys/fs/cgroup/jobs/cpu.max": "max 100000"})
     assert usable_cores(cores(tmp_path, "sys/fs/cgroup/cpu/jobs", "-1 100000", v1=True)) == 8
+
+
+def test_renders_that_overlap_leave_torch_its_threads() -> None:
+    def threads_of_a_new_thread() -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    def other() -> None:
+        with host.one_torch_thread():
+            assert torch.get_num_threads() == 1
+            entered.set()
+            may_end.wait(10)
+
+    before = torch.get_num_threads()
+    entered, may_end = threading.Event(), threading.Event()
+    try:
+        torch.set_num_threads(2)
+        with host.one_torch_thread():
+            thread = threading.Thread(target=other)
+            thread.start()
+            assert entered.wait(10)
+        may_end.set()
+        thread.join()
+        assert (torch.get_num_threads(), threads_of_a_new_thread()) == (2, 2)
+    finally:
+        torch.set_num_threads(before)

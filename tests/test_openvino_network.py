@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import onnx
 import pytest
@@ -11,6 +12,7 @@ from gpurender.cache import cache_directory, is_whole
 from gpurender.export import example_input
 from gpurender.openvino_engine import OpenVinoEngine
 from gpurender.openvino_network import cached_network, make_ready
+from gpurender.openvino_requests import UnderWay
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +125,25 @@ def test_files_that_are_no_networks(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(InputError, match="not an ONNX network"):
         cached_network(file, None)
+
+
+class Failing:
+    """Stands for a request."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+        self.waited = 0
+
+    def wait(self) -> None:
+        self.waited += 1
+        if self.fails:
+            raise RuntimeError("no")
+
+
+def test_a_request_that_fails_does_not_keep_the_others_from_being_awaited() -> None:
+    requests = [Failing(False), Failing(True), Failing(False)]
+    under_way = UnderWay([])
+    under_way.requests = cast(Any, requests)
+    with pytest.raises(RuntimeError, match="no"):
+        under_way.wait()
+    assert [request.waited for request in requests] == [1, 1, 1]

@@ -88,6 +88,40 @@ def test_channels_come_as_bgr_and_go_as_rgb() -> None:
     assert pasted[0, :, 9, 9].tolist() == [0, 127, 255]
 
 
+def test_arrays_that_are_read_only_are_not_written_to() -> None:
+    array = np.full((1, 3, 400, 400), 7, np.uint8)
+    array.flags.writeable = False
+    rects = torch.tensor([[20, 20, 220, 220]])
+    crops, drawn = crop_faces(array, rects), torch.ones(1, 3, 320, 320)
+    with pytest.raises(ValueError, match="the array is read-only"):
+        paste_faces(array, crops, drawn, rects, inplace=True)
+    assert (array == 7).all()
+    assert paste_faces(array, crops, drawn, rects)[0, 0, 100, 100] == 255
+
+
+def other_strides(frames: torch.Tensor) -> list[torch.Tensor]:
+    """The same frames: channels-last, and a part of larger ones."""
+    count, _, height, width = frames.shape
+    around = torch.zeros(2 * count, 3, height + 9, width + 7, dtype=frames.dtype)
+    part = around[::2, :, 5 : height + 5, 3 : width + 3]
+    part.copy_(frames)
+    return [frames.contiguous(memory_format=torch.channels_last), part]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_frames_of_any_strides_are_pasted_alike(keep: bool) -> None:
+    frames = torch.stack([as_tensor(picture(200, 160, seed)) for seed in (0, 1)])
+    rects = torch.tensor([[20, 20, 120, 121], [3, 0, 199, 160]])
+    crops, drawn = crop_faces(frames, rects), torch.rand(2, 3, 320, 320)
+    mask = torch.rand(2, *frames.shape[2:]) > 0.5 if keep else None
+    expected = paste_faces(frames, crops, drawn, rects, mask)
+    for others in other_strides(frames):
+        assert torch.equal(crop_faces(others, rects), crops)
+        assert torch.equal(paste_faces(others, crops, drawn, rects, mask), expected)
+        assert torch.equal(paste_faces(others, crops, drawn, rects, mask, inplace=True), expected)
+        assert torch.equal(others, expected)
+
+
 def test_in_place_and_not() -> None:
     frames = as_tensor(picture(200, 200, 0))[None]
     before = frames.clone()

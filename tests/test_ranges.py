@@ -125,6 +125,24 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
         measured_ranges(model, [(torch.full((2, 4, 4), torch.inf),)])
 
 
+@pytest.mark.usefixtures("_bytes")
+def test_encodings_of_another_precision_are_refused(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel sees their address alone, and would read beyond them."""
+    network = make_ready(tiny_onnx, None)
+    faces, audio = example_input(2, "ave")
+    exact = OpenVinoEngine(network, "fp32")
+    encoded = exact.encode(faces)
+    ranges = measured_ranges(network.decoder, [(*levels, heard) for levels, heard in zip(encoded, audio, strict=True)])
+    engines = [exact, OpenVinoEngine(network, "bf16"), OpenVinoEngine(network, "int8", ranges)]
+    for engine in engines:
+        if not isinstance(engine._decoder, UpDecoder):
+            pytest.skip("these blocks are not the kernels' here")
+        for other in engines:
+            if other is not engine:
+                with pytest.raises((ValueError, RuntimeError)):
+                    engine.decode(other.encode(faces), audio)
+
+
 # --- a network of full width that was trained ------------------------------------------------------------------------
 
 
