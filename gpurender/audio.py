@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cuda import exact_products
+from .cuda import exact_products, without_autocast
 from .errors import InputError
 from .host import refuse_to_travel
 from .network import FRAME_RATES, WINDOW_SHAPES, Mode
@@ -101,6 +101,7 @@ class Features:
             raise ValueError(f"frames {start}..{stop} are not within 0..{len(self)}")
 
 
+@without_autocast()
 def load_features(
     path: str | Path,
     *,

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from .cuda import resolve_device
+from .cuda import resolve_device, without_autocast
 from .engine import Choice, Engine, EngineName, Precision, Probe, fastest_that_agrees
 from .errors import DeviceError, InputError, check_choice
 from .export import cached_onnx
@@ -32,6 +32,7 @@ def network_for(template: Path, given: str | Path | None, engine: EngineName, de
     return find_network(template, ".pth" if engine == "torch" or device.type == "cuda" else ".onnx")
 
 
+@without_autocast()
 def load_engine(
     path: str | Path,
     *,

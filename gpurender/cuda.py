@@ -69,6 +69,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(some in words for some in told)
 
 
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """A caller may be in `torch.autocast`, which is for networks that are written for it."""
+    with ExitStack() as plain:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                plain.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 EXACT = threading.Lock()
 exact_now: list[ExitStack] = []
 """One for each that computes exactly at the moment; the first has the setting of before."""
@@ -81,10 +91,7 @@ def exact_products() -> Iterator[None]:
     with EXACT:
         exact_now.append(ExitStack() if exact_now else without_tf32())
     try:
-        with ExitStack() as plain:
-            for kind in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(kind):
-                    plain.enter_context(torch.autocast(kind, enabled=False))
+        with without_autocast():
             yield
     finally:
         with EXACT:

@@ -20,6 +20,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from .cache import cache_directory, hash_of, is_whole, seal
 from .crop import MASK_X, MASK_Y
+from .cuda import without_autocast
 from .errors import InputError, OutputError
 from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .output import complete_or_absent
@@ -46,6 +47,7 @@ class ExportCheck:
         return f"largest difference {self.largest_difference:.2g} of 1, PSNR {self.psnr_db:.1f} dB"
 
 
+@without_autocast()
 def export_onnx(
     checkpoint: str | Path,
     out: str | Path,

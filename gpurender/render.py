@@ -24,7 +24,7 @@ from .audio_engine import hear
 from .backdrops import Backdrop, Backdrops, crop_backdrops, paste_on_backdrops
 from .choose_engine import load_engine, network_for
 from .crop import crop_and_mask
-from .cuda import is_out_of_memory, resolve_device
+from .cuda import is_out_of_memory, resolve_device, without_autocast
 from .cuda_graphs import wait_for_all
 from .encode import EncoderName, check_destination, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
@@ -213,6 +213,7 @@ def what_keeping_takes(needed: int, device: torch.device) -> str:
     return f"with --memory {needed // 2**20 + 1} it would run once for each"
 
 
+@without_autocast()
 def make(
     template: str | Path,
     audio: str | Path,

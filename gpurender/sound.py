@@ -137,9 +137,7 @@ def mel_blocks(samples: Iterator[np.ndarray], device: torch.device, block_rows: 
         spectrum = torch.stft(
             torch.from_numpy(signal).to(device), N_FFT, HOP, window=window, center=False, return_complex=True
         )
-        with torch.autocast(device.type, enabled=False):  # in which a caller may be
-            bands = filters @ spectrum.abs()
-        level = 20 * torch.log10(bands.clamp(min=1e-5)) - 20
+        level = 20 * torch.log10((filters @ spectrum.abs()).clamp(min=1e-5)) - 20
         return (8 * (level + 100) / 100 - 4).clamp(-4, 4).T  # (t,80)
 
     for block in samples:

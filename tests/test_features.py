@@ -140,6 +140,18 @@ def test_autocast_of_a_caller_changes_no_features(
             assert torch.equal(heard(), expected)
 
 
+def test_autocast_of_a_caller_changes_no_render(
+    make_template: MakeTemplate, speech: Path, tiny_unet: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    template, rendered = make_template(), []
+    for out, enabled in (("a", False), ("b", True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            make(template, speech, tmp_path / out / "%d.png", model=tiny_unet, audio_encoder=tiny_encoder)
+        rendered.append([file.read_bytes() for file in sorted((tmp_path / out).iterdir())])
+    assert len(rendered[0]) == 36
+    assert rendered[0] == rendered[1]
+
+
 def test_features_are_not_pickled(speech: Path, tiny_encoder: Path) -> None:
     features = load_features(speech, encoder=load_audio_engine(tiny_encoder))
     with pytest.raises(TypeError, match="Features cannot be sent to another process: load it there"):
