@@ -159,9 +159,10 @@ def export(checkpoint: Path, out: Path, mode: Any, precision: Any, max_batch: in
     progress = TerminalProgress()
     if out.suffix == ".mlpackage":
         from .coreml import export_coreml
+        from .errors import InputError
 
         if precision not in (None, "fp16") or max_batch not in (None, 1):
-            raise click.UsageError("Core ML is fp16 with a batch of 1; leave out --precision and --max-batch.")
+            raise InputError("Core ML is fp16 with a batch of 1; leave out --precision and --max-batch.")
         progress.stage(f"exporting {checkpoint.name} to Core ML")
         check = export_coreml(checkpoint, out, mode=mode, overwrite=overwrite)
         click.echo(f"wrote {out}: a Core ML program for macOS 13 and iOS 16, fp16, batch 1")

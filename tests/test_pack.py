@@ -401,11 +401,11 @@ def test_bad_input_is_one_line(
         (("export", "none.pth", "--out", "a.onnx"), "no such checkpoint"),
         (("export", "text.wav", "--out", "a.mlpackage"), "not a checkpoint that can be loaded safely"),
         (("export", tiny_encoder, "--out", "a.onnx", "--precision", "fp16"), "exported in fp32 only"),
-        (("export", tiny_encoder, "--out", "a.mlpackage", "--precision", "fp32"), "a Core ML package is fp16"),
         (
-            ("export", tiny_encoder, "--out", "a.mlpackage", "--max-batch", "8"),
-            "with a batch of 1, not fp16 with up to 8",
+            ("export", tiny_encoder, "--out", "a.mlpackage", "--precision", "fp32"),
+            "Core ML is fp16 with a batch of 1; leave out",
         ),
+        (("export", tiny_encoder, "--out", "a.mlpackage", "--max-batch", "8"), "Core ML is fp16 with a batch of 1"),
     ):
         code, said, complaint = run(*words)
         (line,) = [line for line in complaint.splitlines() if not line.endswith(" …")]
