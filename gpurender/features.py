@@ -66,6 +66,7 @@ def make_features(
     return features
 
 
+@one_torch_thread()  # as `make` hears where OpenVINO draws: the same bits
 def write_features(
     features: Features,
     out: str | Path,
@@ -88,14 +89,9 @@ def write_features(
     """
     out = Path(out)
     check_feature_file(out, overwrite)
-    with one_torch_thread():  # as `make` hears where OpenVINO draws: the same bits
-        write_rows(features, out, overwrite, progress or Silent())
-
-
-def write_rows(features: Features, out: Path, overwrite: bool, progress: Progress) -> None:
     starts = range(0, len(features), BLOCK)
     rows = (features.rows(start, min(start + BLOCK, len(features))) for start in starts)
-    blocks = progress.frames(rows, len(features))
+    blocks = (progress or Silent()).frames(rows, len(features))
     if out.suffix.lower() == ".npy":
         with complete_or_absent(out, overwrite) as name, open(name, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}

@@ -49,39 +49,36 @@ def decode_sound(path: str | Path, left_out: Callable[[], None] = lambda: None) 
         InputError: there is no sound track, nothing in it can be decoded, or it is empty.
     """
     resample: soxr.ResampleStream | None = None
+    kind = to_float = None
+    rate = total = resampled = 0
     try:
         with open_sound(path) as container:
-            stream = container.streams.audio[0]
-            kind = to_float = None
-            rate = 0
-            total = resampled = 0
-            try:
-                for frame in decoded_frames(container, stream, left_out):
-                    if resample is None:
-                        rate = frame.sample_rate
-                        resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-                    elif frame.sample_rate != rate:
-                        raise InputError(f"{path}: the sound changes its sample rate; convert it to one rate first.")
-                    if to_float is None or kind != (frame.format.name, frame.layout.name):  # may change in joined files
-                        kind = (frame.format.name, frame.layout.name)
-                        # Interleaved: PyAV reads planes of 8 channels and more wrongly.
-                        to_float = av.AudioResampler(format="flt")
-                    for converted in to_float.resample(frame):
-                        channels = converted.layout.nb_channels
-                        mono = converted.to_ndarray().reshape(-1, channels).mean(1, dtype=np.float32)
-                        if not np.isfinite(mono).all():
-                            raise InputError(f"{path}: the sound holds NaN or infinity after {total / rate:.2f} s.")
-                        total += len(mono)
-                        block = resample.resample_chunk(mono)
-                        resampled += len(block)
-                        yield block
-            except av.error.FFmpegError as error:
-                seconds = total / max(rate, 1)
-                raise InputError(f"{path}: the sound breaks off after {seconds:.2f} s ({error.strerror}).") from None
-            if resample is None or total == 0:
-                raise InputError(f"{path}: the sound track is empty.")
-            rest = resample.resample_chunk(np.empty(0, np.float32), last=True)
-            yield np.pad(rest, (0, max(-(-total * SAMPLE_RATE // rate) - resampled - len(rest), 0)))
+            for frame in decoded_frames(container, container.streams.audio[0], left_out):
+                if resample is None:
+                    rate = frame.sample_rate
+                    resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+                elif frame.sample_rate != rate:
+                    raise InputError(f"{path}: the sound changes its sample rate; convert it to one rate first.")
+                if to_float is None or kind != (frame.format.name, frame.layout.name):  # may change in joined files
+                    kind = (frame.format.name, frame.layout.name)
+                    # Interleaved: PyAV reads planes of 8 channels and more wrongly.
+                    to_float = av.AudioResampler(format="flt")
+                for converted in to_float.resample(frame):
+                    channels = converted.layout.nb_channels
+                    mono = converted.to_ndarray().reshape(-1, channels).mean(1, dtype=np.float32)
+                    if not np.isfinite(mono).all():
+                        raise InputError(f"{path}: the sound holds NaN or infinity after {total / rate:.2f} s.")
+                    total += len(mono)
+                    block = resample.resample_chunk(mono)
+                    resampled += len(block)
+                    yield block
+        if resample is None or total == 0:
+            raise InputError(f"{path}: the sound track is empty.")
+        rest = resample.resample_chunk(np.empty(0, np.float32), last=True)
+        yield np.pad(rest, (0, max(-(-total * SAMPLE_RATE // rate) - resampled - len(rest), 0)))
+    except av.error.FFmpegError as error:
+        seconds = total / max(rate, 1)
+        raise InputError(f"{path}: the sound breaks off after {seconds:.2f} s ({error.strerror}).") from None
     finally:
         resample = None  # an error's traceback would hold it until the program ends, of which it complains
 

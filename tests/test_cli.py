@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -427,6 +428,18 @@ def test_nobody_is_told_of_a_render(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "False True\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sound_that_breaks_off_is_told_in_one_line(tmp_path: Path, anna: Path) -> None:
+    """As a program: soxr's binding would complain at its end of a resampler that an error still holds."""
+    soundfile.write(tmp_path / "whole.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 40_000), 16_000)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "whole.flac").read_bytes()[:30_000])
+    command = program("make", "--template", anna, "--audio", tmp_path / "cut.flac", "--out", tmp_path / "a.mp4")
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 2
+    reading, error = ran.stderr.splitlines()
+    assert "reading cut.flac" in reading
+    assert re.match(r"Error: .*cut\.flac: the sound breaks off after \d", error)
 
 
 DEAF = """

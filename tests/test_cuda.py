@@ -88,6 +88,7 @@ def test_what_is_too_little_memory() -> None:
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+        RuntimeError("Failed to allocate 3276800 bytes of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ):
         assert is_out_of_memory(error)
