@@ -13,7 +13,7 @@ from .cuda import resolve_device
 from .errors import InputError
 from .find import find_audio_encoder
 from .network import load_audio_encoder
-from .private_openvino import openvino
+from .private_openvino import PREPARING, openvino
 
 
 def hear(
@@ -57,7 +57,8 @@ def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> A
     if path.suffix.lower() == ".pth":
         return load_audio_encoder(path).to(device)
     if path.suffix.lower() == ".onnx":
-        return load_onnx_encoder(path, device)
+        with PREPARING:
+            return load_onnx_encoder(path, device)
     raise InputError(f"{path}: an audio encoder is an .onnx export or a .pth checkpoint.")
 
 

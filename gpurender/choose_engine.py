@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import cycle
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,6 +17,7 @@ from .find import find_network
 from .network import Mode
 from .openvino_engine import OpenVinoEngine, faster_on_cpu, pays
 from .openvino_network import cached_network, return_free_memory
+from .private_openvino import PREPARING
 from .ranges import measured_ranges
 from .tensorrt_choice import tensorrt_choice, usable_tensorrt
 from .torch_engine import TorchEngine, torch_network
@@ -77,28 +79,31 @@ def load_engine(
     asked = engine
     if engine == "auto":
         engine = "openvino" if device.type == "cpu" else gpu_engine(device, notes)
-    if engine == "openvino":
-        choice = openvino_choice(path, mode, device, probe, notify)
-    elif engine == "tensorrt":
-        choice = tensorrt_choice(path, mode, device, batch, notify, asked == "auto", precision == "auto")
-    else:
-        choice = torch_choice(path, mode, device, notify)
-    if precision not in ("auto", *choice.precisions):
-        raise DeviceError(
-            f"the {engine} engine has no {precision} {choice.where}; it has {', '.join(choice.precisions)}."
-        )
-    if precision == "int8" and probe is None:
-        raise DeviceError("int8 needs a probe: a few of the network's inputs, to measure the ranges of its numbers on.")
-    if precision != "auto":
-        chosen = choice.build(precision)
-    elif probe is None or not choice.faster:
-        chosen = choice.build(choice.precisions[0])
-    else:
-        chosen = fastest_that_agrees(choice, probe)
-    chosen.notes[:0] = notes
-    del choice  # and what was tried
-    return_free_memory()
-    return chosen
+    with PREPARING if engine == "openvino" else nullcontext():
+        if engine == "openvino":
+            choice = openvino_choice(path, mode, device, probe, notify)
+        elif engine == "tensorrt":
+            choice = tensorrt_choice(path, mode, device, batch, notify, asked == "auto", precision == "auto")
+        else:
+            choice = torch_choice(path, mode, device, notify)
+        if precision not in ("auto", *choice.precisions):
+            raise DeviceError(
+                f"the {engine} engine has no {precision} {choice.where}; it has {', '.join(choice.precisions)}."
+            )
+        if precision == "int8" and probe is None:
+            raise DeviceError(
+                "int8 needs a probe: a few of the network's inputs, to measure the ranges of its numbers on."
+            )
+        if precision != "auto":
+            chosen = choice.build(precision)
+        elif probe is None or not choice.faster:
+            chosen = choice.build(choice.precisions[0])
+        else:
+            chosen = fastest_that_agrees(choice, probe)
+        chosen.notes[:0] = notes
+        del choice  # and what was tried
+        return_free_memory()
+        return chosen
 
 
 def gpu_engine(device: torch.device, notes: list[str]) -> Literal["tensorrt", "torch"]:

@@ -2,6 +2,7 @@
 waits at its end where a firewall swallows that."""
 
 import sys
+import threading
 from typing import Any
 
 TELEMETRY = "openvino_telemetry"
@@ -17,4 +18,8 @@ finally:
     if _before is not None:
         _modules[TELEMETRY] = _before
 
-__all__ = ["openvino", "opset", "passes", "preprocess"]
+PREPARING = threading.RLock()
+"""Held by whoever reads, rewrites or compiles networks: where two threads do, each may wait for ever for what the other
+holds, Python's lock and one of OpenVINO's own (seen)."""
+
+__all__ = ["PREPARING", "openvino", "opset", "passes", "preprocess"]
