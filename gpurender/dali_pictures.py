@@ -122,10 +122,17 @@ class DaliPictures:
                 output_type=self._types.RGB,
                 jpeg_fancy_upsampling=True,
             )
-            # DALI's memory is given back on the stream on which it is read here, so not before.
-            pixels = [torch.from_dlpack(picture).permute(2, 0, 1).contiguous() for picture in batch.tensors]
+            pixels = [self._taken(picture).permute(2, 0, 1).contiguous() for picture in batch.tensors]
         hand_over(pixels, self._stream)
         return pixels
+
+    def _taken(self, picture: Any) -> Tensor:
+        """(H,W,3) where DALI has it. A GPU's not by DLPack: once that is let go of, a thread of DALI's waits for the
+        whole GPU, which breaks a capture of a CUDA graph on any thread. By the array interface, its memory is given
+        back on the stream on which it is read here, so not before."""
+        if self._stream is None:
+            return torch.from_dlpack(picture)
+        return torch.as_tensor(picture, device=self._stream.device)
 
     def _difference_from_pillow(self) -> float:
         """Levels on average, for a picture made here."""

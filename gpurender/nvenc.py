@@ -12,6 +12,7 @@ from av.packet import Packet
 from torch import Tensor
 
 from .cuda import context_kept, why_no_cuda
+from .cuda_graphs import CAPTURING
 from .elementary import ElementaryTrack
 from .errors import DeviceError
 from .prefetch import stage
@@ -54,7 +55,8 @@ class NvencEncoder:
         self._stream = torch.cuda.Stream(device)  # a handle of 0 would make the encoder run on one of its own
         settings = session_settings(codec, quality, rate, b_frames)
         try:
-            with torch.cuda.device(device), context_kept():
+            # What the driver does here may wait for the whole GPU.
+            with CAPTURING, torch.cuda.device(device), context_kept():
                 self._session = self._codec.CreateEncoder(
                     *(width, height, "NV12", False),
                     gpu_id=device.index or 0,
@@ -170,7 +172,7 @@ def told_abilities(gpu: int, codec: Codec) -> dict[str, int] | str:
     """The same by PyNvVideoCodec, or that there is none. Asked once: asking opens a session, and if that fails, leaves
     a CUDA context behind, some hundred megabytes of the GPU's memory."""
     try:
-        with context_kept():
+        with CAPTURING, context_kept():
             return dict(load_pynvvideocodec().GetEncoderCaps(gpuid=gpu, codec=codec))
     except DeviceError:
         raise

@@ -7,9 +7,12 @@ TensorRT times its kernels on the GPU, for minutes; TensorRT-RTX needs no GPU to
 import functools
 import importlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from onnx import ModelProto
 
 from .errors import DeviceError, first_line
@@ -128,9 +131,7 @@ def build_plan(
     log.errors.clear()  # a cache that it refuses is no reason for what fails later
     monitor = monitor_of(api, progress)
     config.progress_monitor = monitor
-    plan = builder.build_serialized_network(definition, config)
-    if monitor.stopped is not None:
-        raise monitor.stopped
+    plan = built_aside(lambda: builder.build_serialized_network(definition, config), monitor)
     if plan is None:
         raise plan_error(tensorrt, "cannot build the network", log.errors)
     return Built(bytes(plan), b"" if kernels is None else bytes(kernels.serialize()))
@@ -184,6 +185,27 @@ def log_of(api: Any) -> Any:
     return Log()
 
 
+def built_aside(build: Callable[[], Any], monitor: Any) -> Any:
+    """What `build` returns, on a thread of its own. An interrupt comes to the main thread, in whatever Python runs
+    there; were that TensorRT's logger, as it mostly would be, its bindings would print the interrupt and forget it."""
+    device = torch.cuda.device(torch.cuda.current_device()) if torch.cuda.is_initialized() else nullcontext()
+
+    def on_the_same_gpu() -> Any:
+        with device:
+            return build()
+
+    with ThreadPoolExecutor(1) as thread:
+        building = thread.submit(on_the_same_gpu)
+        try:
+            plan = building.result()
+        except BaseException as error:
+            monitor.stopped = error  # the build ends at its next step
+            raise
+    if monitor.stopped is not None:
+        raise monitor.stopped
+    return plan
+
+
 def monitor_of(api: Any, progress: Callable[[float], None]) -> Any:
     class Monitor(api.IProgressMonitor):
         def __init__(self) -> None:
@@ -195,7 +217,7 @@ def monitor_of(api: Any, progress: Callable[[float], None]) -> Any:
             self._phases[phase_name] = [parent_phase, num_steps, 0]
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            # An exception must not pass through TensorRT, and Ctrl-C comes as one wherever Python runs.
+            # An exception must not pass through TensorRT.
             try:
                 self._phases[phase_name][2] = step + 1
                 roots = [name for name, (parent, _, _) in self._phases.items() if not parent]

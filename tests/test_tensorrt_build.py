@@ -1,6 +1,9 @@
 """TensorRT's plans: what builds them, and the cache. Where there is no GPU, TensorRT-RTX still builds real ones."""
 
 import importlib
+import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -78,6 +81,21 @@ def test_a_build_can_be_stopped(rtx: TensorRt, tiny_onnx: Path, stop: type[BaseE
         build_plan(rtx, read_halves(tiny_onnx).decoder, 2, targets=[(8, 9)], progress=progress)
 
 
+def test_an_interrupt_stops_a_build(rtx: TensorRt, tiny_onnx: Path) -> None:
+    """TensorRT calls Python all the time, mostly to log, and its bindings swallow what is raised there."""
+    soon = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+    told: list[float] = []
+
+    def progress(done: float) -> None:
+        if soon.ident is None:
+            soon.start()
+        told.append(done)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(rtx, read_halves(tiny_onnx).decoder, 2, targets=[(8, 9)], progress=progress)
+    assert told[-1] < 1  # it did not go on to the end
+
+
 def test_a_plan_is_not_loaded_without_a_gpu(rtx: TensorRt, tiny_onnx: Path) -> None:
     """What a plan from elsewhere is taken for: None, and TensorRT's reason kept."""
     from gpurender.tensorrt_build import log_of
@@ -151,7 +169,7 @@ class StandInConfig:
 
 
 def test_plans_of_tensorrt_rtx_are_built_kept_and_loaded(
-    rtx: TensorRt, cache: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+    rtx: TensorRt, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of the way but for the GPU: real builds, the cache, the kernels that RTX compiles at the first run."""
     import gpurender.tensorrt_plan as module
