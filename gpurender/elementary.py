@@ -13,8 +13,10 @@ from av.video.stream import VideoStream
 from .software_encoder import Codec
 
 TAGGED_BT709: dict[Codec, str] = {
-    "h264": "h264_metadata=colour_primaries=1:transfer_characteristics=1:matrix_coefficients=1:video_full_range_flag=0",
-    "hevc": "hevc_metadata=colour_primaries=1:transfer_characteristics=1:matrix_coefficients=1:video_full_range_flag=0",
+    "h264": "h264_metadata=colour_primaries=1:transfer_characteristics=1:matrix_coefficients=1:video_full_range_flag=0"
+    ":chroma_sample_loc_type=1",
+    "hevc": "hevc_metadata=colour_primaries=1:transfer_characteristics=1:matrix_coefficients=1:video_full_range_flag=0"
+    ":chroma_sample_loc_type=1",
     "av1": "av1_metadata=color_primaries=1:transfer_characteristics=1:matrix_coefficients=1:color_range=tv",
 }
 """FFmpeg's bitstream filters that write BT.709 limited into a stream's headers: NVENC leaves it out."""

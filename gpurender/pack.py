@@ -24,7 +24,7 @@ from .halves import read_network
 from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
 from .output import check_output_directory, complete_or_absent_directory, describe
 from .progress import Progress, Silent
-from .software_encoder import BT709, host_pictures, planar_frame, yuv_frames
+from .software_encoder import BT709, CENTRED, host_pictures, planar_frame, yuv_frames
 from .template import LANDMARKS, MASKS, RECTANGLES, VIDEO, Template, open_template
 from .timings import Timings
 
@@ -33,7 +33,7 @@ QUALITY = 9
 SEEKABLE = {"g": "50"}  # a keyframe every two seconds: frames are read backwards, too
 # All frames at one quality, because all are shown: 48.3 dB for 59 KB a frame of the sample, where x264's usual ways at
 # preset superfast take 91 KB.
-LOSSY = {"preset": "medium", "tune": "psnr", "x264-params": "mbtree=0:ipratio=1:pbratio=1"}
+LOSSY = {"preset": "medium", "tune": "psnr", "x264-params": f"mbtree=0:ipratio=1:pbratio=1:{CENTRED}"}
 LOSSLESS = {"preset": "veryfast", "crf": "0"}
 BLOCK = 8  # frames at a time
 

@@ -17,6 +17,7 @@ from .host import usable_cores
 SUFFIXES = (".jpg", ".jpeg", ".png")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
 ORIENTATION = 0x0112  # Exif tag; OpenCV turns pictures by it as it reads them, and so do we
+LYING = (5, 6, 7, 8)  # its values by which width and height change places
 
 
 class Pictures:
@@ -79,7 +80,7 @@ def picture_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as picture:
             exif = Image.Image.getexif(picture)  # a PNG's own getexif decodes all of the picture
-            turned = exif.get(ORIENTATION, 1) >= 5
+            turned = exif.get(ORIENTATION) in LYING  # which may be anything in a careless file
             width, height = picture.size
     except UNREADABLE as error:
         reason = "not a JPEG or PNG picture" if isinstance(error, UnidentifiedImageError) else error

@@ -32,6 +32,9 @@ def open_sound(path: str | Path) -> InputContainer:
     if not container.streams.audio:
         container.close()
         raise InputError(f"{path} has no sound track.")
+    if container.streams.audio[0].codec_context is None:
+        container.close()
+        raise InputError(f"{path}: FFmpeg has no decoder for its sound; convert it to WAV or AAC first.")
     return container
 
 

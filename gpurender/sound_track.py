@@ -28,8 +28,9 @@ ALIKE_SECONDS = 0.5
 LAYOUTS = {
     f"{count} channels": layout
     for count, layout in enumerate(("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1"), 1)
-}
-"""For sound such as plain WAVs', which does not say which channel is which."""
+} | {"5.0(side)": "5.0", "5.1(side)": "5.1"}
+"""For sound such as plain WAVs', which does not say which channel is which; and for AC-3's, whose names AAC lacks: it
+would become a track of six channels that nobody knows."""
 
 
 class SoundTrack:
@@ -46,6 +47,7 @@ class SoundTrack:
         self._packets = chain([next(packets, None)], packets)  # its thread begins when the first is asked for
         self._end = packets.close
         self._written_seconds: Fraction | float = 0
+        self._seconds: Fraction | float = 0
 
     def write_until(self, seconds: Fraction | None) -> None:
         """Write packets up to a time, or to the end."""
@@ -60,10 +62,8 @@ class SoundTrack:
     def notes(self, picture_seconds: Fraction) -> list[str]:
         """What was unusual, once all is written."""
         notes = damage(self._left_out)
-        if abs(self._written_seconds - picture_seconds) > ALIKE_SECONDS:
-            notes.append(
-                f"the sound lasts {float(self._written_seconds):.2f} s, the picture {float(picture_seconds):.2f} s"
-            )
+        if abs(self._seconds - picture_seconds) > ALIKE_SECONDS:
+            notes.append(f"the sound lasts {float(self._seconds):.2f} s, the picture {float(picture_seconds):.2f} s")
         return notes
 
     def close(self) -> None:
@@ -83,7 +83,9 @@ class SoundTrack:
         try:
             yield from self._encoded(self._decode(sound, source))
         except av.error.FFmpegError as error:
-            raise impossible(sound, source, error) from None
+            raise InputError(
+                f"{sound}: FFmpeg cannot make AAC of what it holds ({error.strerror}); NaN or infinity is one reason."
+            ) from None
 
     def _encoded(self, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
         context = cast(AudioCodecContext, self._stream.codec_context)
@@ -96,6 +98,7 @@ class SoundTrack:
                     converted.pts, converted.time_base = samples, Fraction(1, context.sample_rate)
                     samples += converted.samples
                     yield from self._stream.encode(converted)
+        self._seconds = Fraction(samples, context.sample_rate)
         yield from self._stream.encode(None)
 
 

@@ -86,8 +86,18 @@ class VideoFrames:
             InputError: a frame cannot be decoded, or has another size than the first.
         """
         with self._lock:  # in the order of the file, whatever was asked: one pass forwards
-            pixels = {i: self.turned(to_rgb(self._frame(i), self._reformatter)) for i in sorted(set(indices))}
+            pixels = {i: self._shown(i) for i in sorted(set(indices))}
         return [pixels[i] for i in indices]
+
+    def _shown(self, number: int) -> Tensor:
+        frame = self._frame(number)
+        try:
+            return self.turned(to_rgb(frame, self._reformatter))
+        except av.error.FFmpegError as error:
+            raise InputError(
+                f"{self.file}: frame {number} cannot be made RGB ({error.strerror}), whose matrix is "
+                f"{int(frame.colorspace)} of H.273; convert the video to BT.709."
+            ) from None
 
     def turned(self, pixels: Tensor) -> Tensor:
         """Pixels (3,H,W) as decoded, turned to be shown."""
@@ -106,7 +116,10 @@ class VideoFrames:
             frame = self._decode_to(number, from_start=start)
             if frame is not None:
                 return frame
-        raise InputError(f"{self.file}: frame {number} of {len(self)} cannot be decoded; the file is damaged there.")
+        raise InputError(
+            f"{self.file}: frame {number} of {len(self)} cannot be decoded; the file is damaged there, "
+            "or wrong about when frames are shown: then convert it to MP4."
+        )
 
     def _starts(self, key: int) -> Iterator[Callable[[], None]]:
         """Ways to begin decoding, to be tried in turn: at keyframe `key`, at earlier ones, with the file opened anew.

@@ -41,7 +41,7 @@ HELLO = (
 HELLO_VOICE, HELLO_WORDS_PER_MINUTE = "en-us+f2", 158
 PICTURED_SECONDS = (0.2, 0.72, 1.6, 2.6)
 
-VIDEO_QUALITY = 15  # a drawing takes it well, and the package is to be small
+VIDEO_QUALITY = 21  # 42 dB from what is drawn, and the package is to be small
 MARGIN = 20 / 328  # of a face rectangle's side
 
 SENTENCES = 3000
