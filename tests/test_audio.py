@@ -413,6 +413,7 @@ GOOD_SHAPE = json.dumps({"shape": [4, 512]})
         ('{"shape": [0, 512]}', 0, r"a.bin has 0 bytes, but shape \[0, 512\]"),
         ('{"shape": [-4, -512]}', 8192, r"a.bin has 8192 bytes, but shape \[-4, -512\]"),
         (GOOD_SHAPE, 8191, r"a.bin has 8191 bytes, but shape \[4, 512\] of float32 takes 8192"),
+        (GOOD_SHAPE, 8196, r"a.bin has 8196 bytes, but shape \[4, 512\] of float32 takes 8192"),
         (GOOD_SHAPE, 0, "a.bin has 0 bytes"),
         ('{"shape": [8, 256]}', 8192, r"has shape \(8, 256\). Features are"),
     ],

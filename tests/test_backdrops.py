@@ -36,8 +36,9 @@ def test_the_same_as_whole_frames_converted(
         assert (differing > 0).float().mean() < 1e-4  # ties: see test_face_kernels.py
 
 
-def test_frames_are_decoded_once_while_they_fit(make_template: MakeTemplate) -> None:
-    template = open_template(make_template(), keep_frames=False)
+@pytest.mark.parametrize("parsing", [False, True])
+def test_frames_are_decoded_once_while_they_fit(make_template: MakeTemplate, parsing: bool) -> None:
+    template = open_template(make_template(width=321, height=241, parsing=parsing), keep_frames=False)
     everything = list(range(len(template)))
     room = 2**30
     enough = Backdrops(template, range(len(template)), room)
@@ -47,6 +48,11 @@ def test_frames_are_decoded_once_while_they_fit(make_template: MakeTemplate) -> 
     template.frames = lambda indices: asked.extend(indices) or frames(indices)  # pyright: ignore
     for _ in range(2):
         enough(everything)
+    assert asked == everything
+    asked.clear()
+    just_enough = Backdrops(template, range(len(template)), needed)
+    for _ in range(2):
+        just_enough(everything)
     assert asked == everything
     asked.clear()
     of_one = Backdrops(template, {1}, room)

@@ -252,6 +252,12 @@ def test_nothing_is_better_than_itself(runs: list[float]) -> None:
     assert (pair.ratio, pair.verdict) == (1.0, "within noise")
 
 
+def test_ratios_of_nothing() -> None:
+    for now, ratio in (([0.0, 0.0], 1), ([1.0, 2.0], float("inf"))):
+        (pair,) = compared(figures("x", "bytes", [0.0, 0.0]), figures("x", "bytes", now))
+        assert pair.ratio == ratio
+
+
 def test_only_figures_of_both_records_are_compared() -> None:
     assert compared(figures("a", "s", [1.0]), figures("b", "s", [1.0])) == []
     assert compared(figures("a", "s", [1.0]), figures("a", "ms a frame", [1.0])) == []

@@ -199,6 +199,7 @@ def test_the_faces_of_a_template(run: Run, make_template: MakeTemplate, tmp_path
     assert run("a", "b", "--rect", template, *equal).exit_code == 0
     assert run("a", "b", "--rect", table, *equal).exit_code == 0
     assert run("a", "b", "--rect", template, "--order", "loop", *equal).exit_code == 1
+    assert run("a", "b", "--rect", template, "--start-frame", 1, *equal).exit_code == 1
 
 
 # --- what cannot be compared is 2 ------------------------------------------------------------------------------------

@@ -78,6 +78,13 @@ def test_keyframes_are_told_by_their_bytes(codec: Codec) -> None:
     assert not begins_anew(b"", codec)
 
 
+@pytest.mark.parametrize(("kind", "key"), [(1, False), (15, False), (16, True), (20, True), (21, True), (22, False)])
+def test_kinds_of_hevc_pictures_where_decoding_can_begin(kind: int, key: bool) -> None:
+    """16 to 21: BLA, IDR and CRA pictures (H.265, table 7-1)."""
+    assert begins_anew(b"\0\0\1" + bytes([kind << 1, 1]), "hevc") == key
+    assert not begins_anew(bytes([kind << 1, 1]) + b"\0\0\1", "hevc")
+
+
 def test_obus_may_have_an_extension_byte() -> None:
     assert obu_types(bytes([0x0E, 0x00, 0x01, 0xAA, 0x32, 0x01, 0xBB])) == [1, 6]
 

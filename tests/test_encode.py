@@ -163,7 +163,10 @@ def test_frames_that_are_too_small_for_an_encoder_are_told(
     """x265 writes beyond its memory, SVT-AV1 never ends."""
     with pytest.raises(InputError, match=rf"frames of {width}×{height} cannot be made {codec}, .*; take h264"):
         write_frames([smooth(3, width, height)], tmp_path / "a.mp4", fps=25, codec=codec)
+    with pytest.raises(InputError, match=r"frames of 96×48 cannot be made"):
+        write_frames([rgb_to_nv12(smooth(3, 96, 48))], tmp_path / "a.mp4", fps=25, codec=codec)
     assert list(tmp_path.iterdir()) == []
+    assert write_frames([rgb_to_nv12(smooth(3, 64, 64))], tmp_path / "b.mp4", fps=25, codec=codec).frames == 3
     assert write_frames([smooth(3, width, height)], tmp_path / "a.mp4", fps=25).frames == 3
 
 
@@ -530,6 +533,24 @@ def test_a_sound_that_changes_its_channels_on_the_way(tmp_path: Path) -> None:
     assert heard(tmp_path / "a.mp4").seconds == pytest.approx(2, abs=0.1)
 
 
+def test_a_sound_that_changes_its_rate_on_the_way(tmp_path: Path) -> None:
+    parts = [clicks(tmp_path / f"{rate}.mp3", rate, 1).read_bytes() for rate in (48_000, 24_000)]
+    (tmp_path / "a.mp3").write_bytes(b"".join(parts))
+    write_frames([smooth(25)], tmp_path / "a.mp4", fps=25, sound=tmp_path / "a.mp3")
+    assert heard(tmp_path / "a.mp4").loud == pytest.approx([0.5], abs=0.005)
+    assert heard(tmp_path / "a.mp4").seconds == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize(("rate", "nearest"), [(192_000, 96_000), (11_000, 11_025), (46_000, 44_100)])
+def test_a_rate_that_aac_has_not_becomes_the_nearest(tmp_path: Path, rate: int, nearest: int) -> None:
+    sound = clicks(tmp_path / "a.wav", rate, 2)
+    write_frames([smooth(25)], tmp_path / "a.mp4", fps=25, sound=sound)
+    track = heard(tmp_path / "a.mp4")
+    assert (track.rate, track.channels) == (nearest, 2)
+    assert track.loud == pytest.approx([0.5, 0.5], abs=0.005)
+    assert stream_seconds(tmp_path / "a.mp4") == pytest.approx((1, 1), abs=TICK)
+
+
 def test_joined_files_are_heard_to_their_end(tmp_path: Path) -> None:
     """Where one MP3 ends, a part of its last frame is missing, and the other begins with bytes that are none."""
     parts = [clicks(tmp_path / f"{at}.mp3", 48_000, 1, at=(at,)).read_bytes() for at in (0.3, 0.7)]
@@ -558,6 +579,10 @@ def test_a_sound_of_another_length_than_the_picture_is_told(tmp_path: Path) -> N
     assert write_frames([smooth(72)], tmp_path / "a.mp4", fps=25, sound=sound).notes == []
     (note,) = write_frames([smooth(25)], tmp_path / "b.mp4", fps=25, sound=sound).notes
     assert re.fullmatch(r"the sound lasts (2\.9\d|3\.\d\d) s, the picture 1\.00 s", note)
+    (note,) = write_frames([smooth(100)], tmp_path / "c.mp4", fps=25, sound=sound).notes
+    assert re.fullmatch(r"the sound lasts (2\.9\d|3\.\d\d) s, the picture 4\.00 s", note)
+    (note,) = write_frames([smooth(56)], tmp_path / "d.mp4", fps=25, sound=sound).notes
+    assert note.endswith("the picture 2.24 s")
 
 
 def test_sounds_that_cannot_be_used(tmp_path: Path) -> None:
@@ -629,11 +654,21 @@ def test_jpeg_quality_is_a_trade_for_size(tmp_path: Path) -> None:
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+@pytest.mark.parametrize("quality", [2, 5, 31])
+def test_jpeg_quality_is_the_same_of_all_pictures(tmp_path: Path, quality: int) -> None:
+    """Whatever is in them: FFmpeg, asked for less, goes by a bit rate."""
+    frames = torch.cat([smooth(2, 320, 240), noise(4, 320, 240)])
+    write_frames([frames], tmp_path / "%d.jpg", fps=25, quality=quality)
+    tables = [Image.open(tmp_path / f"{number}.jpg").quantization for number in range(1, 7)]  # pyright: ignore
+    assert all(table == tables[0] for table in tables)
+
+
 def test_existing_pictures_are_kept_without_overwrite(tmp_path: Path) -> None:
     out = tmp_path / "%03d.png"
     (tmp_path / "003.png").write_bytes(b"old")
     with pytest.raises(OutputError, match=r"003\.png exists; give --overwrite"):
-        check_destination(out, frames=5, codec="h264", quality=None, overwrite=False)
+        check_destination(out, frames=3, codec="h264", quality=None, overwrite=False)
+    check_destination(out, frames=2, codec="h264", quality=None, overwrite=False)
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(OutputError, match=r"003\.png exists.*first 2 pictures are complete"):
         write_frames([noise(5)], out, fps=25)

@@ -1,4 +1,6 @@
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf, log10
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +22,7 @@ from gpurender import (
     predict,
 )
 from gpurender.cuda import resolve_device
-from gpurender.engine import EngineName, Precision, Probe, least_psnr
+from gpurender.engine import Choice, EngineName, Precision, Probe, fastest_that_agrees, least_psnr
 from gpurender.export import example_input, export_onnx
 from gpurender.half import to_half
 from gpurender.network import WINDOW_SHAPES
@@ -129,6 +131,42 @@ def test_auto_precision_takes_the_fastest_that_agrees(
         assert taken or tried == faster
         exact = predict(load_engine(network, device="cpu", precision="fp32"), *probe)
         assert least_psnr(predict(engine, *probe), exact) >= 40
+
+
+def test_the_worst_picture_counts_as_8_bits_show_it() -> None:
+    grey = torch.full((3, 3, 8, 8), 0.5)  # 127.5 levels
+    worse = grey + torch.tensor([0, 3, 1])[:, None, None, None] / 255
+    assert least_psnr(worse, grey) == pytest.approx(20 * log10(255 / 3))
+    assert least_psnr(grey + 0.4 / 255, grey) == inf
+
+
+class Apart:
+    """An engine whose second picture is so many levels from the exact one."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, precision: str, levels: int) -> None:
+        self.precision = precision
+        self.measured_psnr_db: dict[str, float] = {}
+        self._levels = levels
+
+    def encode(self, faces: torch.Tensor) -> list[Any]:
+        return [()] * len(faces)
+
+    def decode(self, encoded: Sequence[Any], audio: torch.Tensor) -> torch.Tensor:
+        pictures = torch.full((len(encoded), 3, 320, 320), 0.5)
+        pictures[1] += self._levels / 255
+        return pictures
+
+
+@pytest.mark.parametrize(("int8", "bf16", "taken"), [(1, 0, "int8"), (2, 2, "bf16"), (3, 3, "fp32")])  # 48, 42, 39 dB
+def test_int8_is_held_to_more_than_other_types(int8: int, bf16: int, taken: str) -> None:
+    levels = {"int8": int8, "bf16": bf16, "fp32": 0}
+    build = cast(Any, lambda precision: Apart(precision, levels[precision]))
+    choice = Choice(["fp32", "int8", "bf16"], ["int8", "bf16"], build, lambda: build("fp32"))
+    chosen = fastest_that_agrees(choice, Probe(*example_input(3, "ave")))
+    assert chosen.precision == taken
+    assert list(chosen.measured_psnr_db) == (["int8"] if taken == "int8" else ["int8", "bf16"])
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torch"])

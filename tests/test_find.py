@@ -2,8 +2,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpurender import InputError
+from gpurender.choose_engine import network_for
+from gpurender.engine import EngineName
 from gpurender.find import AUDIO_ENCODERS, NETWORKS, find_audio_encoder, find_network
 
 
@@ -40,6 +43,19 @@ def test_the_preferred_kind_is_taken_where_there_are_both(template: Path) -> Non
     assert find_network(template, ".pth") == template / "models" / "unet.pth"
     (template / "unet.onnx").touch()
     assert find_network(template, ".pth") == template / "unet.onnx"  # beside the frames comes before models/
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "kind"),
+    [("auto", "cpu", "onnx"), ("openvino", "cpu", "onnx"), ("torch", "cpu", "pth"), ("auto", "cuda", "pth")],
+)
+def test_torch_gets_a_checkpoint_where_there_is_one(
+    template: Path, tmp_path: Path, engine: EngineName, device: str, kind: str
+) -> None:
+    (template / "unet.onnx").touch()
+    (template / "unet.pth").touch()
+    assert network_for(template, None, engine, torch.device(device)) == template / f"unet.{kind}"
+    assert network_for(template, tmp_path / "mine.pth", engine, torch.device(device)) == tmp_path / "mine.pth"
 
 
 @pytest.mark.parametrize("name", both_places(AUDIO_ENCODERS))

@@ -23,6 +23,7 @@ from PIL import Image
 
 from gpurender import InputError, OutputError, compare_frames, load_features, load_unet, make, open_reference
 from gpurender import write_reference as write
+from gpurender.reference_set import array_differences
 
 FRAMES = 23
 INDICES = [0, 7, 15, 22]
@@ -207,6 +208,9 @@ def test_a_set_of_another_implementation_needs_little(stored: Path, tmp_path: Pa
     comparison = compare_frames(tmp_path / "port", stored, rect="face", min_psnr_db=math.inf)
     assert comparison.alike
     assert comparison.arrays == {}
+    minimal["samples"] = [few[0] | {"rect": [0, 0, 12, 12]}, *few[1:]]  # of one face alone: the other set's are taken
+    (tmp_path / "port/metadata.json").write_text(json.dumps(minimal))
+    assert compare_frames(tmp_path / "port", stored, rect="face", min_psnr_db=math.inf).alike
     minimal["samples"] = few[1:]
     (tmp_path / "port/metadata.json").write_text(json.dumps(minimal))
     assert compare_frames(tmp_path / "port", stored).differences() == ["A lacks frames 0"]
@@ -227,10 +231,12 @@ def test_a_set_of_another_implementation_needs_little(stored: Path, tmp_path: Pa
         (lambda m: m.update(fps=0), '"fps" is 0, not a number of at least 0.01'),
         (lambda m: m.update(samples=[]), 'lists no "samples"'),
         (lambda m: m["samples"].reverse(), "indices are to rise"),
+        (lambda m: m["samples"].insert(0, m["samples"][0]), "sample 0 comes after 0; indices are to rise"),
         (lambda m: m["samples"][1].pop("index"), 'without an "index" from 0'),
         (lambda m: m["samples"][1].pop("frame"), 'sample 7 has None as its "frame", not text'),
         (lambda m: m["samples"][1].update(frame="frames/8.png"), "'frames/8.png', is not a file in this set"),
         (lambda m: m["samples"][1].update(frame="../set/frames/00007.png"), "is not a file in this set"),
+        (lambda m: m["samples"][1].update(frame=__file__), "is not a file in this set"),
         (lambda m: m["samples"][1].update(arrays=300 * "a"), "is not a file in this set"),
         (lambda m: m["samples"][1].update(rect=[1, 2, 3]), "is [1, 2, 3], not four integers"),
     ],
@@ -283,11 +289,22 @@ def test_files_that_are_no_arrays(stored: Path) -> None:
     np.savez(file, input=np.array(["words"]))
     with pytest.raises(InputError, match=r"input does not hold real numbers"):
         open_reference(stored).arrays(0)
+    np.savez(file, input=np.zeros((0, 32, 32), np.float32))
+    with pytest.raises(InputError, match=r"input does not hold real numbers, but \(0, 32, 32\) of float32"):
+        open_reference(stored).arrays(0)
     np.savez(file, input=np.zeros((6, 32, 32), np.float32))
     other = Path(shutil.copytree(stored, stored.parent / "other"))
     shutil.copy(stored / "samples/00007.npz", other / "samples/00000.npz")
     with pytest.raises(InputError, match=r"frame 0: input is \(6, 32, 32\) in .*, but \(6, 320, 320\) in"):
         compare_frames(stored, other)
+
+
+def test_differences_of_small_whole_numbers(stored: Path) -> None:
+    edit(stored, lambda metadata: [sample.pop("arrays_sha256") for sample in metadata["samples"]])
+    other = Path(shutil.copytree(stored, stored.parent / "other"))
+    for path, levels in ((stored, [3, 200]), (other, [5, 199])):
+        np.savez(path / "samples/00000.npz", output=np.array(levels, np.uint8))
+    assert array_differences(open_reference(stored), open_reference(other), 0) == {"output": 2}
 
 
 def test_where_a_set_is_written(stored: Path, anna: Path, features: Path, tmp_path: Path) -> None:

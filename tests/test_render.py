@@ -32,7 +32,7 @@ from gpurender import (
     write_frames,
 )
 from gpurender.engine import EngineName
-from gpurender.faces import alone
+from gpurender.faces import Faces, alone
 from gpurender.network import Encoded
 from gpurender.render import Pixels
 from gpurender.template import Order
@@ -257,6 +257,32 @@ def test_a_face_that_is_kept_does_not_hold_its_batch() -> None:
     assert torch.equal(kept, batch[2])
     assert kept.untyped_storage().nbytes() == 6 * 4
     assert alone((kept,))[0] is kept
+
+
+class Counted:
+    """An engine whose encodings take as many bytes as what they are of."""
+
+    def encode(self, faces: torch.Tensor) -> list[Encoded]:
+        return [(face.clone(),) for face in faces]
+
+
+@pytest.mark.parametrize(("fit", "again"), [(0, 16), (1, 16), (2, 14), (2.9, 14), (7, 9), (16, 0), (100, 0)])
+def test_faces_are_encoded_again_where_they_do_not_fit(fit: float, again: int) -> None:
+    """Where fewer than an eighth would fit, none is kept."""
+    pictures = torch.arange(17, dtype=torch.uint8)[:, None].repeat(1, 50)
+    size = 2 * pictures[0].nbytes
+    faces = Faces(range(16), cast(Engine, Counted()), int(fit * size))  # the last is not shown again
+    for shown in (range(17), range(16), [16]):
+
+        def crop(which: list[int], shown: Sequence[int] = shown) -> tuple[torch.Tensor, torch.Tensor]:
+            cut = pictures[[shown[k] for k in which]]
+            return cut, cut
+
+        crops, encoded = faces(shown, crop)
+        assert torch.equal(crops, pictures[list(shown)])
+        assert all(torch.equal(encoding, pictures[i]) for i, (encoding,) in zip(shown, encoded, strict=True))
+    assert faces.encoded == 17 + again + 1
+    assert faces.memory_for_all == 16 * size
 
 
 class Scarce:

@@ -142,6 +142,15 @@ def test_the_last_frame_may_lack_landmarks(make_template: MakeTemplate) -> None:
     assert template.notes == ["the last frame, 4.jpg, has no landmarks and is left out"]
 
 
+def test_a_last_frame_that_is_left_out_may_lack_its_mask(make_template: MakeTemplate) -> None:
+    path = make_template(parsing=True)
+    count = len(open_template(path))
+    (path / LANDMARKS / f"{count - 1}.lms").unlink()
+    (path / PARSING / f"{count - 1}.png").unlink()
+    template = open_template(path)
+    assert (len(template), template.parsing) == (count - 1, True)
+
+
 def test_stray_files_are_ignored(make_template: MakeTemplate) -> None:
     path = make_template(parsing=True)
     for directory in (path, path / IMAGES, path / LANDMARKS, path / PARSING):

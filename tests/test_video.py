@@ -33,6 +33,8 @@ FILES: dict[str, dict[str, Any]] = {
     "stream.ts": {"options": {"g": "12", "bf": "2"}},  # seeks past what was asked for
     "old.avi": {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}},
     "mpeg4.mp4": {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}},
+    "bt470bg.mp4": {"options": {"colorspace": "bt470bg"}},
+    "smpte170m.mp4": {"options": {"colorspace": "smpte170m"}},
     "mpeg2.mkv": {"codec": "mpeg2video", "options": {"g": "12", "bf": "2"}},
     "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "keyint=12:min-keyint=12:open-gop=1:log-level=error"}},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "20", "lag-in-frames": "16", "cpu-used": "5"}},
@@ -46,7 +48,7 @@ FILES: dict[str, dict[str, Any]] = {
     "sound.mp4": {"sound": True, "options": {"g": "12", "bf": "2"}},
     "a:b %d.mp4": {"frames": 2},
     "one.mp4": {"frames": 1},
-    **{f"turned {angle}.mp4": {"frames": 5, "turned": angle} for angle in (90, 180, -90, 45)},
+    **{f"turned {angle}.mp4": {"frames": 5, "turned": angle} for angle in (90, 180, -90, 45, 135)},
 }
 
 
