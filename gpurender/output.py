@@ -20,10 +20,11 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path} is a pipe or a device, which is not replaced; give a file name.")
     if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} exists; give --overwrite to replace it.")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not a directory, so {path.name} cannot be written there.")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path.parent} is not yours to write to, so {path.name} cannot be written there.")
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if not place.parent.is_dir():
+        raise OutputError(f"{place.parent} is not a directory, so {place.name} cannot be written there.")
+    if not os.access(place.parent, os.W_OK):
+        raise OutputError(f"{place.parent} is not yours to write to, so {place.name} cannot be written there.")
 
 
 SUFFIXES_READ = (".png", ".jpg", ".jpeg", ".lms", ".npz")

@@ -1,6 +1,7 @@
 """Face rectangles: from landmark files, or from a template package's crop_rectangles.json."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def read_rectangles(file: Path) -> list[Rect]:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise InputError(f"{next(key for key in keys if keys.count(key) > 1)[:40]!r} is there twice; remove one.")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise InputError(f"{key[:40]!r} is there twice; remove one.")
     return content
 
 

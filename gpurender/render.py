@@ -28,7 +28,7 @@ from .cuda import is_out_of_memory, resolve_device, without_autocast
 from .cuda_graphs import wait_for_all
 from .encode import EncoderName, check_destination, write_frames
 from .engine import PROBED, Engine, EngineName, Precision, Probe
-from .errors import DeviceError, InputError, check_choice
+from .errors import DeviceError, InputError, OutputError, check_choice
 from .faces import Faces
 from .find import find_sound, find_template
 from .host import free_memory, one_torch_thread
@@ -258,7 +258,8 @@ def make(
         progress: is told about stages and frames.
 
     Raises:
-        InputError, DeviceError, OutputError: with what to do about it; nothing is left at `out` then.
+        InputError, DeviceError, OutputError: with what to do about it; nothing is left at `out` then, unless it is the
+            report or the trace that cannot be written.
     """
     began = time.perf_counter()
     progress = progress or Silent()
@@ -365,10 +366,13 @@ def make(
         encoder=written.encoder,
         notes=[*dict.fromkeys([*person.notes, *features.notes, *runtime.notes, *notes, *written.notes])],
     )
-    if report is not None:
-        summary.write(Path(report), overwrite)
-    if trace is not None:
-        write_trace(Path(trace), timings.spans or [], overwrite)
+    try:
+        if report is not None:
+            summary.write(Path(report), overwrite)
+        if trace is not None:
+            write_trace(Path(trace), timings.spans or [], overwrite)
+    except OutputError as error:
+        raise OutputError(f"{error} {out} is complete.") from None
     return summary
 
 
