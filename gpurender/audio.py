@@ -245,7 +245,7 @@ def one_after_another(
 
     def read(start: int, stop: int) -> Tensor:
         nonlocal recent
-        index = torch.arange(start - 1, stop - 1).clamp(0, len(starts) - 1)  # feature i is mel window i-1
+        index = torch.arange(start - 1, stop - 1, device="cpu").clamp(0, len(starts) - 1)  # feature i is mel window i-1
         first, last = int(index[0]), int(index[-1])
         begin, kept = recent
         kept = kept[first - begin :] if begin <= first <= begin + len(kept) else kept[:0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from .color import equations, fill_here, planes, rgb_to_nv12
 from .crop import CROP, crop_faces, face_input
 from .cubic import boxes_within
-from .paste import paste_here
+from .paste import check_faces, paste_here
 from .template import Template
 
 
@@ -94,7 +94,9 @@ def paste_on_backdrops(backdrops: Sequence[Backdrop], crops: Tensor, predictions
     luma, chroma = planes(surfaces)
     for i, (_, around, keep, (x, y), rects, _) in enumerate(backdrops):
         pasted = around.clone()
-        paste_here(pasted, crops[i : i + 1], predictions[i : i + 1], boxes_within(pasted, rects), keep)
+        face = crops[i : i + 1], predictions[i : i + 1]
+        check_faces(pasted, *face, rects, keep)  # the engine may be the caller's own
+        paste_here(pasted, *face, boxes_within(pasted, rects), keep)
         height, width = ((size + 1) // 2 for size in pasted.shape[2:])  # of its chroma
         of_luma = luma[i : i + 1, y : y + 2 * height, x : x + 2 * width]
         of_chroma = chroma[i : i + 1, y // 2 : y // 2 + height, x // 2 : x // 2 + width]

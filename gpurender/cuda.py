@@ -79,6 +79,13 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def on_the_host() -> Iterator[None]:
+    """Tensors that are made without a device are on the host, whatever the program's default device is."""
+    with torch.device("cpu"):
+        yield
+
+
 EXACT = threading.Lock()
 exact_now: list[ExitStack] = []
 """One for each that computes exactly at the moment; the first has the setting of before."""

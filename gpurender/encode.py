@@ -19,7 +19,7 @@ from .errors import DeviceError, InputError, OutputError, check_choice
 from .mjpeg import MjpegEncoder
 from .numbered import JPEG_QUALITIES, JPEG_QUALITY, write_pictures
 from .nvenc import NvencEncoder
-from .output import check_output, complete_or_absent, describe, is_pattern
+from .output import check_output, complete_or_absent, describe, errors_passed, is_pattern
 from .software_encoder import LIBRARIES, Codec, SoftwareEncoder
 from .sound import open_sound
 from .sound_track import SoundTrack
@@ -183,7 +183,7 @@ def write_frames(
         count = 0
         held = [first]
         del first
-        packets_of = video.packets(emptied_then(held, iterator), timings or Timings())
+        packets_of = video.packets(emptied_then(held, errors_passed(iterator)), timings or Timings())
         with closing(packets_of):  # pyright: ignore[reportArgumentType]
             for count, packets in packets_of:
                 if packets and track is None:

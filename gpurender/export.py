@@ -20,7 +20,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from .cache import cache_directory, hash_of, is_whole, seal
 from .crop import MASK_X, MASK_Y
-from .cuda import without_autocast
+from .cuda import on_the_host, without_autocast
 from .errors import InputError, OutputError
 from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .output import complete_or_absent
@@ -48,6 +48,7 @@ class ExportCheck:
 
 
 @without_autocast()
+@on_the_host()
 def export_onnx(
     checkpoint: str | Path,
     out: str | Path,
@@ -223,6 +224,7 @@ def mode_of(network: UNet | AudioEncoder) -> Mode:
     return network.mode if isinstance(network, UNet) else "ave"
 
 
+@on_the_host()
 def example_inputs(network: UNet | AudioEncoder, batch: int) -> dict[str, Tensor]:
     """Inputs by their names, for a network to chew on."""
     if isinstance(network, UNet):
@@ -230,6 +232,7 @@ def example_inputs(network: UNet | AudioEncoder, batch: int) -> dict[str, Tensor
     return {"mel": torch.rand(batch, *MEL_SHAPE, generator=torch.Generator().manual_seed(1)) * 8 - 4}
 
 
+@on_the_host()
 def example_input(batch: int, mode: Mode) -> tuple[Tensor, Tensor]:
     """Wavy pictures with the mouth masked, and random audio: something for a network to chew on."""
     x, y = torch.arange(320.0), torch.arange(320.0)[:, None]

@@ -15,7 +15,7 @@ from .cuda import resolve_device
 from .errors import InputError
 from .find import find_audio_encoder, find_sound, find_template
 from .host import one_torch_thread
-from .output import check_output, complete_or_absent
+from .output import check_output, complete_or_absent, errors_passed
 from .progress import Progress, Silent
 
 BLOCK = 256  # frames at a time
@@ -91,7 +91,7 @@ def write_features(
     check_feature_file(out, overwrite)
     starts = range(0, len(features), BLOCK)
     rows = (features.rows(start, min(start + BLOCK, len(features))) for start in starts)
-    blocks = (progress or Silent()).frames(rows, len(features))
+    blocks = errors_passed(iter((progress or Silent()).frames(rows, len(features))))
     if out.suffix.lower() == ".npy":
         with complete_or_absent(out, overwrite) as name, open(name, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}

@@ -176,7 +176,7 @@ def layers_of(block: InvertedResidual) -> tuple[Exact, Exact, Exact]:
 
 def convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Exact:
     weight = conv.weight.detach().double().cpu().flatten(1)  # (M,C) of a 1×1, (C,9) of a depthwise one
-    bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double().cpu()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().cpu()
     if norm is not None:
         assert norm.running_var is not None
         assert norm.running_mean is not None

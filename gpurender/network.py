@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cuda import on_the_host
 from .errors import InputError, first_line
 
 Mode = Literal["ave", "hubert", "wenet"]
@@ -286,6 +287,7 @@ def is_audio_encoders(weights: Weights) -> bool:
     return any(re.fullmatch(r"(audio_encoder\.)?0\.conv_block\.0\.weight", name) for name in weights)
 
 
+@on_the_host()
 def unet_of(path: str | Path, weights: Weights, mode: Mode | None) -> UNet:
     check_keys(path, weights, UNet(), "a SyncTalk_2D 328-pixel U-Net")
 
@@ -319,6 +321,7 @@ def load_audio_encoder(path: str | Path) -> AudioEncoder:
     return audio_encoder_of(path, read_weights(path))
 
 
+@on_the_host()
 def audio_encoder_of(path: str | Path, weights: Weights) -> AudioEncoder:
     weights = {name.removeprefix("audio_encoder."): value for name, value in weights.items()}
     check_keys(path, weights, AudioEncoder(), "SyncTalk_2D's audio encoder")

@@ -9,6 +9,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
+from .cuda import on_the_host
 from .errors import InputError
 from .export import difference_of, example_input
 from .half import folded, to_float32
@@ -30,6 +31,7 @@ Convolution = tuple[Tensor, Tensor]
 """weight and bias, float32"""
 
 
+@on_the_host()
 def unet_of_onnx(path: Path, mode: Mode | None = None) -> UNet:
     """The network of an ONNX export of a SyncTalk_2D 328-pixel U-Net, as a float32 module in eval mode on the CPU.
 

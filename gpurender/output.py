@@ -7,9 +7,30 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 from .errors import OutputError
+
+T = TypeVar("T")
+
+
+class FromSource(Exception):
+    """On its way past what tells of outputs: an error of whoever gives what is written, its cause."""
+
+
+def errors_passed(items: Iterator[T]) -> Iterator[T]:
+    """Items for a block of `complete_or_absent`. An error in making them is raised behind the block as it is: a reset
+    connection of a caller's progress is no disk that cannot be written to."""
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise FromSource from error
+        yield item
+        del item  # it must not stay alive while the next one is awaited
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -184,6 +205,9 @@ def _open_nameless(directory: Path) -> int | None:
 def _output_errors(path: Path) -> Iterator[None]:
     try:
         yield
+    except FromSource as passed:
+        assert passed.__cause__ is not None
+        raise passed.__cause__  # noqa: B904
     except FileExistsError:
         raise OutputError(f"{path} has come up during the work; give --overwrite to replace it.") from None
     except OutputError:

@@ -22,7 +22,7 @@ from .export import OUTPUTS, cached_onnx, export_onnx, forget_its_origin
 from .find import find_audio_encoder, find_network, find_template
 from .halves import read_network
 from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
-from .output import check_output_directory, complete_or_absent_directory, describe
+from .output import check_output_directory, complete_or_absent_directory, describe, errors_passed
 from .progress import Progress, Silent
 from .software_encoder import BT709, CENTRED, host_pictures, planar_frame, yuv_frames
 from .template import LANDMARKS, MASKS, RECTANGLES, VIDEO, Template, open_template
@@ -120,7 +120,7 @@ def pack_template(
         write_rectangles(package, person.rects.tolist())
         copy_numbered(landmarks_of(person), package / LANDMARKS)
         copy_numbered(person.mask_files, package / MASKS)
-        frames = progress.frames(blocks(person), len(person))
+        frames = errors_passed(iter(progress.frames(blocks(person), len(person))))
         write_video(package, frames, fps=FRAME_RATES[kind], lossless=lossless)
         progress.stage("comparing the package with the template")
         psnr = worst_psnr(person, open_template(package), lossless)

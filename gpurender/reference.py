@@ -22,7 +22,7 @@ from .errors import InputError
 from .find import find_sound, find_template
 from .host import one_torch_thread
 from .network import WINDOW_SHAPES
-from .output import check_output_directory, complete_or_absent_directory, write_text
+from .output import check_output_directory, complete_or_absent_directory, errors_passed, write_text
 from .paste import paste_faces
 from .progress import Progress, Silent
 from .reference_set import ARRAYS, FORMAT, METADATA, VERSION, ReferenceSet, open_reference
@@ -87,7 +87,7 @@ def write_reference(
         (directory / "frames").mkdir()
         (directory / "samples").mkdir()
         samples = []
-        for index in progress.each(indices, count):
+        for index in errors_passed(iter(progress.each(indices, count))):
             shown = frame_order(len(person), range(index, index + 1), order, start_frame)
             samples.append(write_sample(directory, index, shown, person, features, runtime))
         metadata = {

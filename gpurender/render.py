@@ -143,7 +143,7 @@ def render(
         with closing(begun):
             for shown, crops, wait in begun:
                 # On the next stage's thread, while the network's begins the next batch.
-                yield Drawn(shown, crops, timings.measured("network", wait))
+                yield Drawn(shown, crops, timings.measured("network", wait).detach())
                 del shown, crops, wait
 
     def paste(drawn: Drawn) -> Tensor:
