@@ -178,12 +178,18 @@ def check_output_directory(path: Path, overwrite: bool, mark: str, inputs: Itera
     check_output(Path(os.path.abspath(path)).parent / ".new", overwrite=True)
 
 
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""What a file system says that has no links: ENOTSUP on macOS, where it is another number, and EINVAL on Windows."""
+
+
 def _link(source: str, path: str | Path, nameless: int | None) -> None:
+    # A directory descriptor, unused with an absolute name, makes Python call linkat, which follows links. Windows has
+    # neither, and Python 3.14 refuses there even to be asked for it.
+    followed = {} if nameless is None else {"src_dir_fd": nameless, "follow_symlinks": True}
     try:
-        # A directory descriptor, unused with an absolute name, makes Python call linkat, which follows links.
-        os.link(source, path, src_dir_fd=nameless, follow_symlinks=True)
+        os.link(source, path, **followed)
     except OSError as error:
-        if nameless is not None or error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+        if nameless is not None or error.errno not in NO_LINKS:
             raise
         if os.path.lexists(path):
             raise FileExistsError(path) from None
