@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cuda import exact_products, without_autocast
-from .errors import InputError
+from .cuda import exact_products, resolve_device, without_autocast
+from .errors import InputError, check_no_pipe, first_line
+from .find import find_sound
 from .host import refuse_to_travel
 from .network import FRAME_RATES, WINDOW_SHAPES, Mode
 from .sound import MEL_RATE, damage, decode_sound, mel_blocks
@@ -112,27 +113,27 @@ def load_features(
     """Load sound, or features computed before, as the network's audio input.
 
     Args:
-        path: any sound file or video with sound; `.npy` of (N,512) `ave`, (N,2,1024) `hubert` or (N,16,512) `wenet`
-            features (trailing axes may be flat) or of ready windows (N,32,16,16), (N,32,32,32), (N,256,16,32); `.bin`
-            of float32 with its shape in a `.bin.json` beside it.
+        path: any sound file or video with sound, or `hello`, the bundled recording; `.npy` of (N,512) `ave`,
+            (N,2,1024) `hubert` or (N,16,512) `wenet` features (trailing axes may be flat) or of ready windows
+            (N,32,16,16), (N,32,32,32), (N,256,16,32); `.bin` of float32 with its shape in a `.bin.json` beside it.
         encoder: turns mel windows into features; needed for sound only, see `load_audio_engine`.
         fps: frames a second; None is the rate that the mode was trained at. Of sound, each frame hears what it would
             at 25, about its own moment; a feature file is taken to be at this rate.
-        device: where windows are computed and returned.
+        device: where windows are computed and returned; `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         InputError: nothing usable is at `path`, its shape or values are wrong, or `fps` is no rate.
+        DeviceError: there is no such device here.
     """
-    path = Path(path)
-    device = torch.device(device)
+    path = find_sound(path)
+    device = resolve_device(device)
     if fps is not None and not (isfinite(fps) and fps > 0):
         raise InputError(f"{fps} frames a second cannot be rendered; give a number above 0.")
     if not path.exists():
         raise InputError(f"{path}: there is no such sound or feature file.")
     if path.is_dir():
         raise InputError(f"{path} is a directory; give a sound or feature file.")
-    if not path.is_file():
-        raise InputError(f"{path} is a pipe or a device, but sound is read twice; save it to a file first.")
+    check_no_pipe(path)
     if path.suffix.lower() in FEATURE_FILES:
         return _stored_features(path, fps, device)
     if encoder is None:
@@ -174,7 +175,7 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # neither unpickles nor opens .npz, as np.load may
     except (ValueError, TypeError, EOFError, OSError, OverflowError, MemoryError, RecursionError, TokenError) as error:
-        raise InputError(f"{path} is not a NumPy array file ({error}).") from None
+        raise InputError(f"{path} is not a NumPy array file ({first_line(error)[:100]}).") from None
     if array.dtype.kind not in "fiu":
         raise InputError(f"{path} does not hold real numbers, but {array.dtype}.")
     return array
@@ -182,15 +183,16 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _read_bin(path: Path) -> np.ndarray:
     header = path.with_name(path.name + ".json")
-    if not header.exists():
+    if not header.is_file():
         raise InputError(f"{path} needs {header.name} beside it, with its shape.")
     try:
-        shape = json.loads(header.read_text())["shape"]
+        shape = json.loads(header.read_text("utf-8-sig"))["shape"]
         shape = tuple(int(n) for n in shape)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise InputError(f'{header} does not give a shape, such as {{"shape": [80, 512]}}.') from None
     size = path.stat().st_size
-    if not shape or min(shape) < 1 or prod(shape) * 4 != size:
+    _recognise(path, shape)  # NumPy has no arrays of some shapes
+    if prod(shape) * 4 != size:
         raise InputError(f"{path} has {size} bytes, but shape {list(shape)} of float32 takes {prod(shape) * 4}.")
     return np.memmap(path, "<f4", "r", shape=shape)
 
@@ -203,7 +205,7 @@ def _recognise(path: Path, shape: tuple[int, ...]) -> tuple[Mode, bool]:
     if len(shape) in (2, 3) and shape[0] > 0 and prod(shape[1:]) in FEATURE_SIZES:
         return FEATURE_SIZES[prod(shape[1:])], False
     raise InputError(
-        f"{path} has shape {shape}. Features are (N,512) for ave, (N,2,1024) for hubert or (N,16,512) for wenet, "
+        f"{path} has shape {shape!r:.60}. Features are (N,512) for ave, (N,2,1024) for hubert or (N,16,512) for wenet, "
         "ready windows (N,32,16,16), (N,32,32,32) or (N,256,16,32), with N of at least 1."
     )
 

@@ -13,7 +13,7 @@ from .cuda import resolve_device, without_autocast
 from .engine import Choice, Engine, EngineName, Precision, Probe, fastest_that_agrees
 from .errors import DeviceError, InputError, check_choice
 from .export import cached_onnx
-from .find import find_network
+from .find import check_network_file, find_network
 from .network import Mode
 from .openvino_engine import OpenVinoEngine, faster_on_cpu, pays
 from .openvino_network import cached_network, return_free_memory
@@ -27,9 +27,10 @@ def network_for(template: Path, given: str | Path | None, engine: EngineName, de
     """The network that is given, else the template's, of which a checkpoint comes first where torch may run it.
 
     Raises:
-        InputError: the template has none, see `find_network`.
+        InputError: there is no such file, or the template has none, see `find_network`.
     """
     if given is not None:
+        check_network_file(Path(given))
         return Path(given)
     return find_network(template, ".pth" if engine == "torch" or device.type == "cuda" else ".onnx")
 
@@ -68,8 +69,7 @@ def load_engine(
         DeviceError: the device, engine or precision is not there, or they do not go together.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such network file.")
+    check_network_file(path)
     if path.suffix.lower() not in (".onnx", ".pth"):
         raise InputError(f"{path}: a network is an .onnx export or a .pth checkpoint.")
     check_choice("engine", engine, get_args(EngineName))

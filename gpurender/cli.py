@@ -36,7 +36,6 @@ class Commands(click.Group):
             if getattr(sys, stream) is None:  # it was closed
                 setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
         share_memory_arenas()
-        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 would write its settings to the terminal
         try:
             return super().invoke(ctx)
         except (InputError, DeviceError, OutputError) as error:
@@ -266,8 +265,8 @@ def main() -> None:
     "--quality",
     type=int,
     metavar="N",
-    help="Constant quality, lower is better: 0-51 for h264 and hevc, 1-63 for av1, 2-31 for mjpeg and .jpg.  [default: "
-    "visually lossless]",
+    help="Constant quality, lower is better: 0-51 for h264 (whose 0 is lossless, which browsers do not play) and hevc, "
+    "1-63 for av1, 2-31 for mjpeg and .jpg.  [default: visually lossless]",
 )
 @click.option(
     "--report",

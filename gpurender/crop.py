@@ -47,7 +47,8 @@ def crop_faces(
         matrix, full_range: of NV12, see `nv12_to_rgb`; each chroma sample serves its 2×2 pixels.
         impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is that on CUDA, and on
             a CPU in 8 bits another, compiled for this processor. Where the exact value lies within 0.02 of two levels'
-            middle, they may differ by one level: places between pixels are numbers of float32.
+            middle (0.05 for rectangles of over 4096 pixels a side), they may differ by one level: places between pixels
+            are numbers of float32.
 
     Returns:
         (B,3,328,328), dtype and device of `frames`.

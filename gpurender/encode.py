@@ -20,7 +20,7 @@ from .mjpeg import MjpegEncoder
 from .numbered import JPEG_QUALITIES, JPEG_QUALITY, write_pictures
 from .nvenc import NvencEncoder
 from .output import check_output, complete_or_absent, describe, errors_passed, is_pattern
-from .software_encoder import LIBRARIES, Codec, SoftwareEncoder
+from .software_encoder import LIBRARIES, Codec, SoftwareEncoder, check_size
 from .sound import open_sound
 from .sound_track import SoundTrack
 from .timings import Timings
@@ -100,7 +100,7 @@ def frame_rate(fps: float) -> Fraction:
     if not 0.01 <= fps <= 1000:
         raise InputError(f"{fps} frames a second is not within 0.01 to 1000.")
     television = Fraction(round(fps) * 1000, 1001)
-    return television if abs(television - fps) < 1e-5 * fps else Fraction(fps).limit_denominator(1001)
+    return television if abs(television - fps) < 1e-5 * fps else Fraction(float(fps)).limit_denominator(1001)
 
 
 def write_frames(
@@ -129,7 +129,7 @@ def write_frames(
         sound: a file whose (first) sound track is put into the video; not for pictures.
         codec: of a video.
         quality: constant quality, lower is better: 0..51 (h264 and hevc), 1..63 (av1), 2..31 (mjpeg, .jpg); None is
-            visually lossless.
+            visually lossless. The host's h264 of 0 is lossless, which browsers do not play.
         encoder: `nvenc` is the GPU's own; `x264` is the host's (x265 and SVT-AV1 where `codec` asks for them), to which
             frames on a GPU are copied as NV12: to several x264 side by side, if there are six cores or more; `mjpeg`
             compresses on the frames' device. `auto` is NVENC for frames on a GPU that has it, else the host's.
@@ -258,6 +258,7 @@ def open_encoder(
             if encoder == "nvenc":
                 raise
             notes.append(f"NVENC is not used: {error}")
+    check_size(codec, width, height)
     return SoftwareEncoder(container, codec, quality, rate, device, surfaces or device.type == "cuda"), notes
 
 

@@ -1,6 +1,7 @@
 """The errors that a user can act on. Each message says what was given, what is allowed and what to do next."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -19,6 +20,12 @@ def check_choice(what: str, given: object, choices: Iterable[str]) -> None:
     """Raise InputError for what is none of the choices: a wrong word must not choose for itself."""
     if given not in (known := list(choices)):
         raise InputError(f"{given!r} is no {what}; choose {', '.join(known)}.")
+
+
+def check_no_pipe(path: Path) -> None:
+    """Raise InputError for a pipe or a device: reading it could go on for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a pipe or a device; save it to a file first.")
 
 
 def first_line(error: Exception) -> str:

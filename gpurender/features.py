@@ -91,7 +91,7 @@ def write_features(
     check_feature_file(out, overwrite)
     starts = range(0, len(features), BLOCK)
     rows = (features.rows(start, min(start + BLOCK, len(features))) for start in starts)
-    blocks = errors_passed(iter((progress or Silent()).frames(rows, len(features))))
+    blocks = errors_passed((progress or Silent()).frames(rows, len(features)))
     if out.suffix.lower() == ".npy":
         with complete_or_absent(out, overwrite) as name, open(name, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from .errors import InputError
+from .errors import InputError, check_no_pipe
 
 BUNDLED = Path(__file__).parent / "demo" / "files"
 AVATAR, HELLO = "avatar", "hello"
@@ -26,19 +26,26 @@ def find_sound(name: str | Path) -> Path:
     return BUNDLED / f"{HELLO}.flac" if str(name) == HELLO and not path.exists() else path
 
 
+def check_network_file(path: Path) -> None:
+    """Raise InputError if it is not there."""
+    check_no_pipe(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such network file.")
+
+
 def find_network(template: str | Path, prefer: Literal[".onnx", ".pth"] = ".onnx") -> Path:
     """The U-Net of a template: one of `NETWORKS` in its directory or its `models/`, or, where the template is
     `dataset/<name>` of a SyncTalk_2D tree, the checkpoint with the highest number in `checkpoint/<name>`,
     of which those that are a number alone (`195.pth`) come first.
 
     Args:
-        template: its directory.
+        template: its directory, or `avatar`, the bundled one.
         prefer: which kind to take where there are both.
 
     Raises:
         InputError: there is none.
     """
-    template = Path(os.path.abspath(template))  # a link to a template keeps its own place
+    template = Path(os.path.abspath(find_template(template)))  # a link to a template keeps its own place
     preferred = sorted(NETWORKS, key=lambda name: not name.endswith(prefer))
     for file in (directory / name for directory in (template, template / "models") for name in preferred):
         if file.is_file():
@@ -55,12 +62,12 @@ def find_network(template: str | Path, prefer: Literal[".onnx", ".pth"] = ".onnx
 
 def find_audio_encoder(template: str | Path) -> Path:
     """The audio encoder of a template: one of `AUDIO_ENCODERS` in its directory or its `models/`, or, in a
-    SyncTalk_2D tree, `model/checkpoints/audio_visual_encoder.pth`.
+    SyncTalk_2D tree, `model/checkpoints/audio_visual_encoder.pth`. `avatar` is the bundled one's.
 
     Raises:
         InputError: there is none.
     """
-    template = Path(os.path.abspath(template))  # a link to a template keeps its own place
+    template = Path(os.path.abspath(find_template(template)))  # a link to a template keeps its own place
     tree = template.parent.parent / "model" / "checkpoints" / "audio_visual_encoder.pth"
     beside = (directory / name for directory in (template, template / "models") for name in AUDIO_ENCODERS)
     for file in (*beside, tree):

@@ -1,6 +1,7 @@
 """An ONNX lip-sync network, cut in two where it begins to hear: what any engine loads."""
 
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
         model = onnx.inliner.inline_local_functions(model)
     face, audio, found = recognise_inputs(path, model, mode)
     for tensor in model.graph.initializer:
-        if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+        if tensor.data_type in FLOATS and np.isnan(weights_of(path, tensor)).any():
             raise InputError(f"{path}: {tensor.name} holds NaN: its weights are damaged.")
+    check_no_circle(path, model)
     fix_shapes(face, audio, model.graph.output[0], found)
     others = [value for value in model.graph.input if value.name not in (face.name, audio.name)]
     ordered = [ValueInfoProto.FromString(value.SerializeToString()) for value in (face, audio, *others)]
@@ -84,8 +86,24 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
 def load_onnx(path: Path) -> ModelProto:
     try:
         return onnx.load(path)
-    except Exception:  # protobuf's errors, and those of files with external data
-        raise InputError(f"{path} is not an ONNX network that can be read.") from None
+    except Exception as error:  # protobuf's errors, and those of files with external data
+        raise InputError(f"{path} is not an ONNX network that can be read ({first_line(error)}).") from None
+
+
+def weights_of(path: Path, tensor: TensorProto) -> np.ndarray:
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except ValueError:
+        raise InputError(f"{path}: {tensor.name} has fewer weights than its shape says: it is cut off.") from None
+
+
+def check_no_circle(path: Path, model: ModelProto) -> None:
+    """Raise InputError if a step needs what it leads to: OpenVINO would follow that for ever."""
+    makers = {name: node.input for node in model.graph.node for name in node.output if name}
+    try:
+        TopologicalSorter(makers).prepare()
+    except CycleError:
+        raise InputError(f"{path} is not an ONNX network that can be read: its steps run in a circle.") from None
 
 
 def infer_shapes(model: ModelProto) -> list[ValueInfoProto]:

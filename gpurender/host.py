@@ -117,7 +117,7 @@ def one_torch_thread() -> Iterator[None]:
 
 def refuse_to_travel(loaded: object) -> NoReturn:
     """Raise TypeError where something is pickled that could not be: what pickling says by itself is a riddle."""
-    raise TypeError(f"{type(loaded).__name__} cannot be sent to another process: load it there.")
+    raise TypeError(f"{type(loaded).__name__} cannot be copied or sent to another process: load it there.")
 
 
 def check_process(made_in: int, what: str) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cuda import on_the_host
-from .errors import InputError, first_line
+from .errors import InputError, check_no_pipe, first_line
 
 Mode = Literal["ave", "hubert", "wenet"]
 
@@ -292,12 +292,12 @@ def unet_of(path: str | Path, weights: Weights, mode: Mode | None) -> UNet:
     check_keys(path, weights, UNet(), "a SyncTalk_2D 328-pixel U-Net")
 
     def out(block: str) -> int:
-        return weights[f"{block}.weight"].shape[0]
+        return channels(path, weights, f"{block}.weight")[0]
 
     def double(block: str) -> int:
         return out(f"{block}.double_conv.0.conv.6")
 
-    inp = weights["audio_model.conv1.conv.0.weight"].shape[1]
+    inp = channels(path, weights, "audio_model.conv1.conv.0.weight")[1]
     found: tuple[Mode, ...] = ("wenet",) if inp == WINDOW_SHAPES["wenet"][0] else ("ave", "hubert")
     if mode is not None and mode not in found:
         raise InputError(f"{path} is a network for {' or '.join(found)} features, not for {mode}.")
@@ -325,7 +325,7 @@ def load_audio_encoder(path: str | Path) -> AudioEncoder:
 def audio_encoder_of(path: str | Path, weights: Weights) -> AudioEncoder:
     weights = {name.removeprefix("audio_encoder."): value for name, value in weights.items()}
     check_keys(path, weights, AudioEncoder(), "SyncTalk_2D's audio encoder")
-    widths = tuple(weights[f"{i}.conv_block.0.weight"].shape[0] for i in range(len(AudioEncoder.WIDTHS)))
+    widths = tuple(channels(path, weights, f"{i}.conv_block.0.weight")[0] for i in range(len(AudioEncoder.WIDTHS)))
     if widths[-1] != AudioEncoder.WIDTHS[-1]:
         raise InputError(f"{path}: an audio encoder gives 512 features, this one gives {widths[-1]}.")
     return cast(AudioEncoder, fill(AudioEncoder(widths), path, weights))
@@ -333,6 +333,7 @@ def audio_encoder_of(path: str | Path, weights: Weights) -> AudioEncoder:
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a checkpoint's tensors without running any code that it may carry."""
+    check_no_pipe(Path(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -352,7 +353,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{path} holds no state dict: neither plain nor under model, model_state_dict, state_dict.")
+    for name, value in content.items():
+        if not is_plain(value):
+            raise InputError(f"{path}: {name} is not a plain tensor of numbers; save the network in float32.")
     return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether these are numbers that are there: not sparse, quantized, nested, of 8-bit floats, without values, or a
+    few that stand for many."""
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+    there = value.device.type == "cpu" and value.layout == torch.strided and not value.is_nested
+    return there and value.dtype in kinds and value.untyped_storage().nbytes() >= value.nbytes
 
 
 def check_keys(path: str | Path, weights: Weights, network: nn.Module, what: str) -> None:
@@ -361,6 +373,14 @@ def check_keys(path: str | Path, weights: Weights, network: nn.Module, what: str
     unknown = [name for name in weights if name not in expected]
     if missing or unknown:
         raise InputError(f"{path} is not {what}: {some(missing, 'missing')}, {some(unknown, 'unknown')}.")
+
+
+def channels(path: str | Path, weights: Weights, name: str) -> tuple[int, int]:
+    """A convolution's outputs and inputs, by its weight."""
+    shape = tuple(weights[name].shape)
+    if len(shape) != 4 or 0 in shape:
+        raise InputError(f"{path}: {name} has shape {shape}, which is no convolution's.")
+    return shape[:2]
 
 
 def some(names: list[str], kind: str) -> str:

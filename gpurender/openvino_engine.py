@@ -86,7 +86,7 @@ class OpenVinoEngine:
 
     def encode(self, faces: Tensor) -> list[Encoded]:
         check_process(self._process, "engine")
-        seen = [face.to(self._kept) for face in faces]
+        seen = [face.to(self._kept) for face in faces.detach()]
         encoded: list[Encoded] = [()] * len(faces)
         if self._encoder:  # each into memory of its own, which can be kept as it is
             shapes = self._encoder.output_shapes
@@ -99,7 +99,7 @@ class OpenVinoEngine:
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
         check_process(self._process, "engine")
         pictures = torch.empty(len(encoded), *self._decoder.output_shapes[0], dtype=torch.float32, device="cpu")
-        seen_and_heard = [(*seen, heard) for seen, heard in zip(encoded, audio, strict=True)]
+        seen_and_heard = [(*seen, heard) for seen, heard in zip(encoded, audio.detach(), strict=True)]
         under_way = self._decoder.start(seen_and_heard, [(picture,) for picture in pictures])
 
         def finish() -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 from torch.library import Library, infer_schema
 
 from .errors import first_line
@@ -60,15 +60,22 @@ def as_tensor(data: Tensor | DLPack, written: bool = False) -> Tensor:
         raise ValueError("the array is read-only: leave out inplace=True, or copy() it")
     if any(step < 0 for step in getattr(data, "strides", None) or ()):
         raise ValueError("torch has no negative strides, as of a NumPy array that is reversed: copy() it")
+    if not hasattr(data, "__dlpack__"):
+        raise ValueError(f"frames are a tensor or an array with DLPack, given {type(data).__name__}")
     return torch.from_dlpack(data)
 
 
 def check_no_tangents(*tensors: Tensor) -> None:
     """Raise ValueError for forward-mode derivatives: the ops have none, and torch would take them for zero."""
-    if torch.compiler.is_compiling():
-        return
-    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise ValueError("there are no forward-mode derivatives (torch.func.jvp, jacfwd) of this; take reverse mode")
+    if torch.compiler.is_compiling():  # which has no tangents to look at; torch has no public name for the level
+        forward = forward_ad._current_level >= 0
+    else:
+        forward = any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    if forward:
+        raise ValueError(
+            "there are no forward-mode derivatives (torch.func.jvp, jacfwd) of this; take those of torch.autograd "
+            "(backward, grad), which are by reverse mode"
+        )
 
 
 def check_impl(impl: Impl | None) -> None:

@@ -16,21 +16,19 @@ T = TypeVar("T")
 
 
 class FromSource(Exception):
-    """On its way past what tells of outputs: an error of whoever gives what is written, its cause."""
+    """On its way past what tells of outputs: an error of whoever gives what is written."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
-def errors_passed(items: Iterator[T]) -> Iterator[T]:
+def errors_passed(items: Iterable[T]) -> Iterator[T]:
     """Items for a block of `complete_or_absent`. An error in making them is raised behind the block as it is: a reset
     connection of a caller's progress is no disk that cannot be written to."""
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise FromSource from error
-        yield item
-        del item  # it must not stay alive while the next one is awaited
+    try:
+        yield from items
+    except Exception as error:
+        raise FromSource(error) from None
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -209,17 +207,19 @@ def _open_nameless(directory: Path) -> int | None:
 
 @contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
+    passed = None
     try:
         yield
-    except FromSource as passed:
-        assert passed.__cause__ is not None
-        raise passed.__cause__  # noqa: B904
+    except FromSource as of_source:
+        passed = of_source.error
     except FileExistsError:
         raise OutputError(f"{path} has come up during the work; give --overwrite to replace it.") from None
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(describe(path, error)) from None
+    if passed is not None:
+        raise passed
 
 
 def describe(path: Path, error: OSError) -> str:

@@ -24,7 +24,7 @@ from .halves import read_network
 from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
 from .output import check_output_directory, complete_or_absent_directory, describe, errors_passed
 from .progress import Progress, Silent
-from .software_encoder import BT709, CENTRED, host_pictures, planar_frame, yuv_frames
+from .software_encoder import BT709, CENTRED, check_size, host_pictures, planar_frame, yuv_frames
 from .template import LANDMARKS, MASKS, RECTANGLES, VIDEO, Template, open_template
 from .timings import Timings
 
@@ -105,6 +105,7 @@ def pack_template(
             f"{path} has frames of {person.width}×{person.height}, but H.264 in 4:2:0 has even sizes only; "
             "give --lossless."
         )
+    check_size("h264", person.width, person.height)
     generator = Path(model or find_network(path)) if networks else None
     kind = network_mode(generator, mode) if generator else mode or "ave"
     if audio_encoder is not None and kind != "ave":
@@ -120,7 +121,7 @@ def pack_template(
         write_rectangles(package, person.rects.tolist())
         copy_numbered(landmarks_of(person), package / LANDMARKS)
         copy_numbered(person.mask_files, package / MASKS)
-        frames = errors_passed(iter(progress.frames(blocks(person), len(person))))
+        frames = errors_passed(progress.frames(blocks(person), len(person)))
         write_video(package, frames, fps=FRAME_RATES[kind], lossless=lossless)
         progress.stage("comparing the package with the template")
         psnr = worst_psnr(person, open_template(package), lossless)

@@ -50,7 +50,8 @@ def paste_faces(
         inplace: write into `frames` and return them; has no gradients.
         impl: `reference` is Kornia's resize, on any device; `kernel` is one Triton kernel. None is that on CUDA, and on
             a CPU in 8 bits another, compiled for this processor. Where the exact value lies within 0.02 of two levels'
-            middle, they may differ by one level: places between pixels are numbers of float32.
+            middle (0.05 for rectangles of over 4096 pixels a side), they may differ by one level: places between pixels
+            are numbers of float32.
 
     Returns:
         (B,3,H,W), dtype and device of `frames`.
@@ -133,7 +134,9 @@ def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tenso
     if crops.shape != (batch, 3, CROP, CROP) or crops.dtype != frames.dtype:
         raise ValueError(f"crops are {(batch, 3, CROP, CROP)} {frames.dtype}, given {tuple(crops.shape)} {crops.dtype}")
     if predictions.shape != (batch, 3, INNER, INNER) or not predictions.is_floating_point():
-        raise ValueError(f"predictions are {(batch, 3, INNER, INNER)} floats, given {tuple(predictions.shape)}")
+        raise ValueError(
+            f"predictions are {(batch, 3, INNER, INNER)} floats, given {tuple(predictions.shape)} {predictions.dtype}"
+        )
     if keep is not None and (keep.shape != (batch, *frames.shape[2:]) or keep.dtype != torch.bool):
         raise ValueError(f"keep is {(batch, *frames.shape[2:])} bool, given {tuple(keep.shape)} {keep.dtype}")
     for name, tensor in (("crops", crops), ("predictions", predictions), ("keep", keep)):
@@ -167,6 +170,12 @@ def paste_in_place_op(
 ) -> None:
     paste_over(frames, crops, predictions, rects, keep, impl)
     torch.autograd.graph.increment_version(frames)  # for whoever kept them for a gradient: kernels do not tell torch
+
+
+@fake_of("paste_in_place")
+def _(
+    frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tensor, keep: Tensor | None, impl: str | None
+) -> None: ...
 
 
 @custom_op("paste_nv12")

@@ -1,5 +1,6 @@
 """Picture files -> pixels, and parsing pictures -> keep masks."""
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,12 @@ from .errors import InputError
 from .host import usable_cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a bad file
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for a bad file."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+"""What is behind those suffixes in practice, and OpenCV reads. Pillow would have Ghostscript run what is EPS."""
+ELSEWHERE = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Where Pillow, not OpenCV, looks for an orientation if Exif has none."""
 ORIENTATION = 0x0112  # Exif tag; OpenCV turns pictures by it as it reads them, and so do we
 LYING = (5, 6, 7, 8)  # its values by which width and height change places
 
@@ -78,7 +84,7 @@ def open_pictures(files: list[Path], like: tuple[str, tuple[int, int]] | None = 
 def picture_size(file: Path) -> tuple[int, int]:
     """(width, height) of a picture file, by its header."""
     try:
-        with Image.open(file) as picture:
+        with opened_by_exif(file) as picture:
             exif = Image.Image.getexif(picture)  # a PNG's own getexif decodes all of the picture
             turned = exif.get(ORIENTATION) in LYING  # which may be anything in a careless file
             width, height = picture.size
@@ -88,11 +94,19 @@ def picture_size(file: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def opened_by_exif(file: Path) -> Image.Image:
+    """A picture file, about whose orientation nothing but its Exif tag says anything."""
+    picture = Image.open(file, formats=FORMATS)
+    for key in ELSEWHERE:
+        picture.info.pop(key, None)
+    return picture
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
     """A picture turned upright as its Exif tag says; raises InputError for what fails while it is open."""
     try:
-        with Image.open(file) as picture:
+        with opened_by_exif(file) as picture:
             ImageOps.exif_transpose(picture, in_place=True)
             upright: Image.Image = picture
             if upright.mode == "I;16":  # Pillow would clip 16 bits of grey instead of taking the upper eight
@@ -107,7 +121,7 @@ def in_rgb(picture: Image.Image) -> Image.Image:
 
 
 def read_picture(file: Path) -> Tensor:
-    """(3,H,W) uint8 RGB on the CPU; the same pixels as OpenCV's."""
+    """(3,H,W) uint8 RGB on the CPU; the same pixels as OpenCV's, within one level where the file is CMYK."""
     with opened(file) as picture:
         pixels = np.asarray(in_rgb(picture))
     planes = torch.empty(3, *pixels.shape[:2], dtype=torch.uint8)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .audio import FEATURE_FILES, load_features
 from .errors import InputError, check_choice
-from .find import find_sound
+from .find import check_network_file, find_sound
 from .network import WINDOW_SHAPES, Mode
 from .progress import Progress
 from .reference import write_reference
@@ -39,8 +39,7 @@ class FrameGenerationPipeline:
         self.mode: Mode = mode
         self.device = device or "auto"
         check_choice("kind of features", mode, WINDOW_SHAPES)
-        if not self.checkpoint.is_file():
-            raise InputError(f"{self.checkpoint}: there is no such network file.")
+        check_network_file(self.checkpoint)
 
     def generate_video(
         self,

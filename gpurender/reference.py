@@ -87,7 +87,7 @@ def write_reference(
         (directory / "frames").mkdir()
         (directory / "samples").mkdir()
         samples = []
-        for index in errors_passed(iter(progress.each(indices, count))):
+        for index in errors_passed(progress.each(indices, count)):
             shown = frame_order(len(person), range(index, index + 1), order, start_frame)
             samples.append(write_sample(directory, index, shown, person, features, runtime))
         metadata = {

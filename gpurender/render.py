@@ -105,12 +105,17 @@ def render(
         even; `len(features)` frames in all; the last batch may be smaller.
 
     Raises:
-        InputError: a template frame cannot be decoded, the batch is not at least 1, or there is no such order or kind
-            of pixels.
+        InputError: a template frame cannot be decoded, the batch is not at least 1, there is no such order or kind
+            of pixels, or the engine is not on the template's device or is for other features.
         DeviceError: the GPU has too little memory even for one frame at a time.
     """
     check_batch(batch)
     check_choice("kind of pixels", pixels, get_args(Pixels))
+    if features.mode != engine.mode:
+        raise InputError(f"the features are {features.mode}'s, but the engine takes {engine.mode}'s.")
+    places = engine.device, template.device
+    if places[0].type != places[1].type or len({place.index for place in places} - {None}) > 1:
+        raise InputError(f"the engine is on {engine.device}, but the template on {template.device}.")
     timings = timings or Timings()
     times = Counter(frame_order(len(template), range(len(features)), order, start_frame))
     shown_again = {index for index, count in times.items() if count > 1}

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from .color import rgb_to_nv12
+from .errors import InputError
 from .host import usable_cores
 from .prefetch import stage
 from .segments import encoded_in_segments
@@ -37,16 +38,21 @@ class Library(NamedTuple):
     options: dict[str, str]
     quality: int  # constant quality where none is asked for: visually lossless
     qualities: range  # lower is better
+    largest: tuple[int, int] | None = None  # width and height (measured)
 
 
 LIBRARIES: dict[Codec, Library] = {
     # superfast with veryfast's lookahead: measured 5 % faster end to end than veryfast for files 8 % larger. As with
     # veryfast, the same pictures need not give the same bytes where the width is no multiple of 128.
     "h264": Library(
-        "libx264", {"preset": "superfast", "x264-params": f"rc-lookahead=10:mbtree=1:{CENTRED}"}, 18, range(52)
+        "libx264",
+        {"preset": "superfast", "x264-params": f"rc-lookahead=10:mbtree=1:{CENTRED}"},
+        18,
+        range(52),
+        (16384, 16384),
     ),
     "hevc": Library("libx265", {"preset": "veryfast", "x265-params": f"log-level=error:{CENTRED}"}, 20, range(52)),
-    "av1": Library("libsvtav1", {"preset": "10"}, 24, range(1, 64)),
+    "av1": Library("libsvtav1", {"preset": "10"}, 24, range(1, 64), (16384, 8704)),
 }
 
 
@@ -66,6 +72,8 @@ class SoftwareEncoder:
         device: torch.device,
         nv12: bool,
     ) -> None:
+        if codec == "av1":
+            os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 would write its settings to the terminal
         library = LIBRARIES[codec]
         self.name = library.name
         self._library = library
@@ -137,6 +145,16 @@ class SoftwareEncoder:
             for number, packet in enumerate(last):  # it says any number then
                 packet.dts = first + number - X265_DELAY
         yield count, last
+
+
+def check_size(codec: Codec, width: int, height: int) -> None:
+    """Raise InputError for frames that are too large for the codec's library."""
+    largest = LIBRARIES[codec].largest
+    if largest is not None and (width > largest[0] or height > largest[1]):
+        raise InputError(
+            f"frames of {width}×{height} cannot be made {codec}, whose encoder ends at {largest[0]}×{largest[1]}; "
+            "take hevc."
+        )
 
 
 def segments_at_once(codec: Codec, device: torch.device) -> int:

@@ -24,7 +24,8 @@ N_FFT, HOP = 800, 200
 def open_sound(path: str | Path) -> InputContainer:
     """Open a file that has a sound track."""
     try:
-        container = av.open(str(Path(path).absolute()))  # absolute: FFmpeg would take `a:b.wav` for a protocol a
+        # absolute: FFmpeg would take `a:b.wav` for a protocol a; tags need not be UTF-8
+        container = av.open(str(Path(path).absolute()), metadata_errors="replace")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such sound file.") from None
     except av.error.FFmpegError as error:
@@ -32,9 +33,10 @@ def open_sound(path: str | Path) -> InputContainer:
     if not container.streams.audio:
         container.close()
         raise InputError(f"{path} has no sound track.")
-    if container.streams.audio[0].codec_context is None:
+    context = container.streams.audio[0].codec_context
+    if context is None or context.layout.nb_channels < 1:
         container.close()
-        raise InputError(f"{path}: FFmpeg has no decoder for its sound; convert it to WAV or AAC first.")
+        raise InputError(f"{path} has a sound track that FFmpeg cannot decode; convert it to WAV or AAC first.")
     return container
 
 

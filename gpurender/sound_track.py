@@ -84,7 +84,7 @@ class SoundTrack:
             yield from self._encoded(self._decode(sound, source))
         except av.error.FFmpegError as error:
             raise InputError(
-                f"{sound}: FFmpeg cannot make AAC of what it holds ({error.strerror}); NaN or infinity is one reason."
+                f"{sound}: FFmpeg makes no AAC of what it holds ({error.strerror}): samples are NaN, or far beyond 1."
             ) from None
 
     def _encoded(self, frames: Iterator[av.AudioFrame]) -> Iterator[Packet]:
@@ -122,13 +122,11 @@ def open_context(context: CodecContext, sound: str | Path, source: InputContaine
     try:
         context.open()
     except av.error.FFmpegError as error:
-        raise impossible(sound, source, error) from None
-
-
-def impossible(sound: str | Path, source: InputContainer, error: av.error.FFmpegError) -> InputError:
-    layout = source.streams.audio[0].layout.name
-    channels = layout if layout.endswith("channels") else f"channels ({layout})"
-    return InputError(f"{sound}: FFmpeg cannot make AAC of its {channels} ({error.strerror}); mix it to stereo first.")
+        layout = source.streams.audio[0].layout.name
+        channels = layout if layout.endswith("channels") else f"channels ({layout})"
+        raise InputError(
+            f"{sound}: FFmpeg cannot make AAC of its {channels} ({error.strerror}); mix it to stereo first."
+        ) from None
 
 
 def _named(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:

@@ -11,8 +11,10 @@ from typing import Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
+from .cuda import resolve_device
 from .decoders import DecoderName, Frames, choose_picture_decoder, choose_video_decoder
-from .errors import InputError, check_choice
+from .errors import InputError, check_choice, check_no_pipe
+from .find import find_template
 from .host import check_process, free_memory, refuse_to_travel
 from .pictures import SUFFIXES, Pictures, keep_mask, open_pictures
 from .rectangles import Rect, check_rect, face_rect, read_rectangles
@@ -209,8 +211,8 @@ def open_template(
     rectangle and is then left out. Where there are pictures too, they are the frames. Other files are ignored.
 
     Args:
-        path: the directory.
-        device: where frames are put.
+        path: the directory, or `avatar`, the bundled one.
+        device: where frames are put; `auto`, `cpu`, `cuda` or `cuda:N`.
         parsing: use the parsing masks; None uses them if they are there.
         memory_budget: bytes to spend on the device on decoded frames and work on them that is worth keeping; None is
             half of the free memory on a GPU. On a CPU it is a quarter, and at least 512 MiB, for a template whose
@@ -222,13 +224,14 @@ def open_template(
 
     Raises:
         InputError: something in the directory is missing, does not match or cannot be used; the message names it.
-        DeviceError: the decoder that is asked for cannot be used here or for this video.
+        DeviceError: there is no such device here, or the decoder that is asked for cannot be used here or for this
+            video.
     """
-    path = Path(path)
+    path = find_template(path)
     if not path.is_dir():
         raise InputError(f"{path}: there is no such template directory. The bundled one is called avatar.")
     check_choice("decoder", decoder, get_args(DecoderName))
-    device = torch.device(device)
+    device = resolve_device(device)
     notes: list[str] = []
     landmarks: dict[int, Path] = {}
     if (path / PICTURES).is_dir():
@@ -297,6 +300,7 @@ def numbered(directory: Path, suffixes: tuple[str, ...], what: str) -> dict[int,
             number = int(file.stem)
             if number in found:
                 raise InputError(f"{file} and {found[number].name} have the same number; remove one.")
+            check_no_pipe(file)
             found[number] = file
     if not found:
         raise InputError(f"{directory} holds no {what}: expected 0{suffixes[0]}, 1{suffixes[0]}, …")
@@ -352,7 +356,7 @@ def numbering_shift(pictures: Iterable[int], others: Iterable[int]) -> int:
 def find_masks(path: Path, names: dict[int, str], used: list[int], parsing: bool | None) -> list[Path]:
     """The mask of each frame that is used: of the same number, if all frames have one."""
     directory = path / MASKS
-    if parsing is False or (parsing is None and not directory.is_dir()):
+    if parsing is False or (parsing is None and not os.path.lexists(directory)):
         return []
     if directory.is_dir() and not any(directory.iterdir()):
         raise InputError(f"{directory} holds no parsing masks; give --no-parsing to render without them.")

@@ -54,7 +54,7 @@ class TensorRtEngine:
         self._encoder = runner("encoder", halves.encoder) if halves.encoder else None
         self._decoder = runner("decoder", halves.decoder)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, faces: Tensor) -> list[Encoded]:
         encoded: list[Encoded] = []
         for some in faces.split(self.batch):
@@ -63,7 +63,7 @@ class TensorRtEngine:
             encoded.extend(zip(*face, *levels, strict=True))
         return encoded
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
         pictures = []
         for start in range(0, len(encoded), self.batch):

@@ -62,7 +62,7 @@ class TorchEngine:
         try:
             fused = FusedUNet(network, self.device, TYPES[self.precision])
             faces, audio = (tensor.to(self.device) for tensor in example_input(1, network.mode))
-            with torch.inference_mode():
+            with torch.no_grad():
                 fused.decode(fused.encode(faces), audio)
         except Exception as error:  # of the compiler, the assembler, the driver
             if is_out_of_memory(error):
@@ -75,11 +75,11 @@ class TorchEngine:
     def __reduce__(self) -> NoReturn:
         refuse_to_travel(self)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, faces: Tensor) -> list[Encoded]:
         return list(zip(*self._network.encode(faces), strict=True))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
         if self._replays is not None:
             return self._replays(encoded, audio)

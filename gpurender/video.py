@@ -93,10 +93,12 @@ class VideoFrames:
         frame = self._frame(number)
         try:
             return self.turned(to_rgb(frame, self._reformatter))
-        except av.error.FFmpegError as error:
+        except MemoryError:
+            raise
+        except av.error.FFmpegError as error:  # of some matrices it knows no way to RGB, YCgCo and ICtCp among them
             raise InputError(
-                f"{self.file}: frame {number} cannot be made RGB ({error.strerror}), whose matrix is "
-                f"{int(frame.colorspace)} of H.273; convert the video to BT.709."
+                f"{self.file}: the colours of frame {number} cannot be converted ({error.strerror}); "
+                "convert the video to BT.709 first."
             ) from None
 
     def turned(self, pixels: Tensor) -> Tensor:
@@ -196,7 +198,8 @@ class VideoFrames:
 def open_video(file: Path) -> tuple[InputContainer, VideoStream]:
     """Open a file and find its video track."""
     try:
-        container = av.open(str(file.absolute()))  # absolute: FFmpeg would take `a:b.mp4` for a protocol a
+        # absolute: FFmpeg would take `a:b.mp4` for a protocol a; tags need not be UTF-8
+        container = av.open(str(file.absolute()), metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise InputError(f"{file} is not a video that can be read ({error.strerror}).") from None
     stream = container.streams.best("video")

@@ -20,6 +20,7 @@ import onnxruntime
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; said before any is loaded
@@ -55,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU (GPURENDER_REQUIRE_GPU=1 makes this a failure)"))
+
+
+settings.register_profile("unhurried", settings(), deadline=None)  # machines are shared: seconds say nothing here
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -341,9 +346,11 @@ def write_video(
     time_base: Fraction = Fraction(1, 25),
     turned: int = 0,
     sound: bool = False,
+    title: str = "",
 ) -> Path:
     """A video of numbered pictures; `times` of frames and of packets are in `time_base`."""
     with av.open(str(file.absolute()), "w", container_options=container_options or {}) as container:
+        container.metadata.update({"title": title} if title else {})
         stream = cast(VideoStream, container.add_stream(codec, rate=25, options=options or {}))
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.codec_context.time_base = time_base

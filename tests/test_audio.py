@@ -199,7 +199,7 @@ def test_features_far_back_are_forgotten(long_sound: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_order_of_reading_gives_the_same_windows(long_sound: Path, data: st.DataObject) -> None:
     features = load_features(long_sound, encoder=corner)
     samples = np.concatenate(list(decode_sound(long_sound)))
@@ -236,7 +236,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("features")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.data())
 def test_windows_are_the_rules(place: Path, count: int, data: st.DataObject) -> None:
     array = np.random.default_rng(count).standard_normal((count, 512)).astype(np.float32)
@@ -409,9 +409,10 @@ GOOD_SHAPE = json.dumps({"shape": [4, 512]})
         ('{"shape": 4}', 8192, "a.bin.json does not give a shape"),
         ('{"shape": [null, 512]}', 8192, "a.bin.json does not give a shape"),
         ('{"shape": [1e999, 512]}', 8192, "a.bin.json does not give a shape"),
-        ('{"shape": []}', 8192, r"a.bin has 8192 bytes, but shape \[\]"),
-        ('{"shape": [0, 512]}', 0, r"a.bin has 0 bytes, but shape \[0, 512\]"),
-        ('{"shape": [-4, -512]}', 8192, r"a.bin has 8192 bytes, but shape \[-4, -512\]"),
+        ('{"shape": []}', 8192, r"a.bin has shape \(\)\. Features are"),
+        ('{"shape": [0, 512]}', 0, r"a.bin has shape \(0, 512\)\. Features are"),
+        ('{"shape": [-4, -512]}', 8192, r"a.bin has shape \(-4, -512\)\. Features are"),
+        (json.dumps({"shape": [1] * 70}), 4, r"a.bin has shape \(1, 1, .{1,60}\. Features are"),
         (GOOD_SHAPE, 8191, r"a.bin has 8191 bytes, but shape \[4, 512\] of float32 takes 8192"),
         (GOOD_SHAPE, 8196, r"a.bin has 8196 bytes, but shape \[4, 512\] of float32 takes 8192"),
         (GOOD_SHAPE, 0, "a.bin has 0 bytes"),

@@ -34,7 +34,7 @@ def ycbcr(rgb: np.ndarray, matrix: Matrix, full_range: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("full_range", [False, True])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), at_once=st.integers(1, 200), seed=st.integers(0, 99))
 def test_nv12_is_the_equations(
     matrix: Matrix, full_range: bool, height: int, width: int, at_once: int, seed: int

@@ -94,7 +94,7 @@ def points(svg: ElementTree.Element) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (point.split(",") for point in line.attrib["points"].split())]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     values=st.lists(st.floats(-1, 120) | st.just(math.inf), min_size=2, max_size=40),
     limit=st.floats(-1, 120) | st.just(math.inf),

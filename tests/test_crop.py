@@ -18,7 +18,7 @@ def opencv_crop(image: np.ndarray, rect: list[int]) -> np.ndarray:
     return cv2.resize(image[y0:y1, x0:x1], (328, 328), interpolation=cv2.INTER_CUBIC)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 30), st.integers(0, 30), st.integers(0, 5))
 def test_crops_are_opencvs_within_one_level(width: int, height: int, x: int, y: int, number: int) -> None:
     image = picture(540, 540, number)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpurender import InputError, UNet, load_features
@@ -101,7 +101,6 @@ def phonemes_of(names: list[str], seconds: list[float]) -> list[Phoneme]:
     return [Phoneme(n, e - s, e) for n, s, e in zip(names, seconds, ends, strict=True)]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from([PAUSE, *"pbmfvθtnksʃɹhiɪɛəɑɔou", "aɪ", "tʃ", "oʊ"]), st.floats(0.03, 0.4)),
@@ -117,7 +116,6 @@ def test_curves_stay_within_their_ranges(spoken: list[tuple[str, float]]) -> Non
     assert (curve <= np.asarray(HIGHEST) + 1e-6).all()
 
 
-@settings(deadline=None)
 @given(st.sampled_from("mbp"), st.sampled_from("ɑɛɪɔ"), st.sampled_from("ɑɛɪɔ"), st.floats(0, 0.04))
 def test_closures_close_at_any_phase_of_the_frames(closure: str, before: str, after: str, phase: float) -> None:
     phonemes = phonemes_of([PAUSE, before, closure, after, PAUSE], [0.3, 0.2, 0.06, 0.2, 0.3])

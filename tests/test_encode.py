@@ -1,7 +1,6 @@
 """What is written is read back with decoders that know nothing of our writer."""
 
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from PIL import Image
 
@@ -168,6 +168,15 @@ def test_frames_that_are_too_small_for_an_encoder_are_told(
     assert list(tmp_path.iterdir()) == []
     assert write_frames([rgb_to_nv12(smooth(3, 64, 64))], tmp_path / "b.mp4", fps=25, codec=codec).frames == 3
     assert write_frames([smooth(3, width, height)], tmp_path / "a.mp4", fps=25).frames == 3
+
+
+@pytest.mark.parametrize(
+    ("codec", "size"), [("h264", (16386, 2)), ("h264", (2, 16386)), ("av1", (16386, 64)), ("av1", (64, 8706))]
+)
+def test_frames_that_are_too_large_for_an_encoder_are_told(tmp_path: Path, codec: Codec, size: tuple[int, int]) -> None:
+    frame = torch.zeros(1, 3, *reversed(size), dtype=torch.uint8)
+    with pytest.raises(InputError, match=f"frames of {size[0]}×{size[1]} cannot be made {codec}.*; take hevc"):
+        write_frames([frame], tmp_path / "a.mp4", fps=25, codec=codec)
 
 
 def test_surfaces_may_lie_in_memory_in_any_way(tmp_path: Path) -> None:
@@ -465,8 +474,30 @@ def test_channels_of_a_plain_wav_are_not_mixed(tmp_path: Path, channels: int) ->
         frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in interleaved.resample(frame)]
     made = np.concatenate(frames, 1).reshape(-1, channels)
     shared = min(len(made), len(sound))
-    for ours, theirs in zip(made[:shared].T, sound[:shared].T, strict=True):
-        assert np.corrcoef(ours, theirs)[0, 1] > 0.9
+    alike = np.corrcoef(made[:shared].T, sound[:shared].T)[:channels, channels:]
+    assert (alike.max(1) > 0.9).all()
+    assert sorted(alike.argmax(1)) == list(range(channels))  # decoders have their own order
+
+
+def test_ac3s_channels_have_names_that_aac_knows(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.flac"), "w") as container:
+        stream = cast(AudioStream, container.add_stream("flac", 48_000, layout="5.1(side)", format="s16"))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 6 * 4800), np.int16), "s16", "5.1(side)")
+        frame.sample_rate = 48_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    write_frames([smooth(5)], tmp_path / "a.mp4", fps=25, sound=tmp_path / "a.flac")
+    with opened(tmp_path / "a.mp4") as container:
+        assert container.streams.audio[0].layout.name == "5.1"
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e30])
+def test_samples_that_are_no_sound_are_told(tmp_path: Path, value: float) -> None:
+    wave = np.zeros(16_000, np.float32)
+    wave[9000] = value
+    soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"a\.wav: FFmpeg makes no AAC of what it holds .*NaN, or far beyond 1"):
+        write_frames([smooth(25)], tmp_path / "a.mp4", fps=25, sound=tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("channels", [9, 12, 16])
@@ -578,9 +609,9 @@ def test_a_sound_of_another_length_than_the_picture_is_told(tmp_path: Path) -> N
     sound = clicks(tmp_path / "a.wav", 16_000, 1, seconds=3)
     assert write_frames([smooth(72)], tmp_path / "a.mp4", fps=25, sound=sound).notes == []
     (note,) = write_frames([smooth(25)], tmp_path / "b.mp4", fps=25, sound=sound).notes
-    assert re.fullmatch(r"the sound lasts (2\.9\d|3\.\d\d) s, the picture 1\.00 s", note)
+    assert note == "the sound lasts 3.00 s, the picture 1.00 s"
     (note,) = write_frames([smooth(100)], tmp_path / "c.mp4", fps=25, sound=sound).notes
-    assert re.fullmatch(r"the sound lasts (2\.9\d|3\.\d\d) s, the picture 4\.00 s", note)
+    assert note == "the sound lasts 3.00 s, the picture 4.00 s"
     (note,) = write_frames([smooth(56)], tmp_path / "d.mp4", fps=25, sound=sound).notes
     assert note.endswith("the picture 2.24 s")
 

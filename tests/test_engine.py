@@ -103,6 +103,18 @@ def test_torch_engine_in_half_precision(tiny_unet: Path, device: torch.device, p
     assert least_psnr(picture.cpu(), expected) > 30
 
 
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_pictures_are_ordinary_tensors(tiny_onnx: Path, engine: EngineName) -> None:
+    """A caller may change them, take gradients of what comes after, and give what has some."""
+    runtime = load_engine(tiny_onnx, device="cpu", engine=engine, precision="fp32")
+    faces, audio = (tensor.requires_grad_() for tensor in example_input(2, "ave"))
+    gain = torch.ones(1, requires_grad=True)
+    picture = predict(runtime, faces, audio).mul_(0.5)
+    (picture * gain).sum().backward()
+    assert gain.grad is not None
+    assert gain.grad > 0
+
+
 def test_a_checkpoint_on_a_cpu_runs_through_a_cached_export(tiny_unet: Path) -> None:
     told: list[str] = []
     inputs, expected = torch_picture(tiny_unet, 2)

@@ -85,7 +85,7 @@ def test_a_face_is_pasted(processor: Processor, size: tuple[int, int], box: Box,
     check(*size, box, keep, seed=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_rectangles_of_any_size(data: st.DataObject) -> None:
     if not this_processor().lanes:

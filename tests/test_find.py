@@ -55,6 +55,9 @@ def test_torch_gets_a_checkpoint_where_there_is_one(
     (template / "unet.onnx").touch()
     (template / "unet.pth").touch()
     assert network_for(template, None, engine, torch.device(device)) == template / f"unet.{kind}"
+    with pytest.raises(InputError, match=r"mine\.pth: there is no such network file"):
+        network_for(template, tmp_path / "mine.pth", engine, torch.device(device))
+    (tmp_path / "mine.pth").touch()
     assert network_for(template, tmp_path / "mine.pth", engine, torch.device(device)) == tmp_path / "mine.pth"
 
 

@@ -65,7 +65,7 @@ def test_what_crosses_the_cut_of_the_full_width(seeded_onnx: Path) -> None:
     assert names == ["input", *(value.name for value in halves.encoder.graph.output), "audio"]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     names=st.tuples(st.text("abc/.:1", min_size=1), st.text("xyz/.:2", min_size=1)),
     swapped=st.booleans(),
@@ -142,6 +142,22 @@ def test_damaged_weights_are_told(tmp_path: Path, tiny_onnx: Path, float16: bool
     damaged.CopyFrom(onnx.numpy_helper.from_array(values, damaged.name))
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(InputError, match="holds NaN: its weights are damaged"):
+        read_halves(tmp_path / "a.onnx")
+
+
+def test_networks_that_cannot_be_run_are_told(tmp_path: Path, tiny_onnx: Path) -> None:
+    short = onnx.load(tiny_onnx)
+    cut_off = next(tensor for tensor in short.graph.initializer if len(tensor.dims) == 4)
+    cut_off.raw_data = cut_off.raw_data[:-4]
+    circle = onnx.load(tiny_onnx)
+    circle.graph.node[3].input[0] = circle.graph.node[9].output[0]
+    for model, words in ((short, f"{cut_off.name} has fewer weights than its shape says"), (circle, "run in a circle")):
+        onnx.save(model, tmp_path / "a.onnx")
+        with pytest.raises(InputError, match=words):
+            read_halves(tmp_path / "a.onnx")
+    onnx.save(onnx.load(tiny_onnx), tmp_path / "a.onnx", save_as_external_data=True, location="a.data")
+    (tmp_path / "a.data").unlink()
+    with pytest.raises(InputError, match=r"not an ONNX network that can be read \(.*a\.data"):
         read_halves(tmp_path / "a.onnx")
 
 

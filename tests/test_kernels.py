@@ -23,7 +23,6 @@ from gpurender.ops import Impl
 
 few = settings(
     max_examples=8,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # interpreted kernels are too slow to shrink failures
 )

@@ -27,7 +27,7 @@ def by_scikit_image(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
         return float(mean_squared_error(a, b)), float(peak_signal_noise_ratio(a, b, data_range=255)), float(similar)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(11, 70),
     height=st.integers(11, 70),

@@ -130,7 +130,7 @@ def block(
     return onnx.shape_inference.infer_shapes(model)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     scale=st.sampled_from([1.0, 2.0, 3.0]),
     how=st.sampled_from([("linear", "align_corners"), ("linear", "half_pixel"), ("nearest", "asymmetric")]),

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,13 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
         "extra": (weights | {"extra.weight": torch.zeros(1)}, r"no missing keys, 1 unknown keys \(extra.weight\)"),
         "shape": (weights | {"up3.conv.double_conv.1.conv.0.weight": torch.zeros(7, 3, 1, 1)}, "has shape .*expected"),
         "nan": (weights | {"outc.conv.bias": torch.full((3,), torch.nan)}, "outc.conv.bias holds NaN"),
+        "flat": (weights | {"inc.inconv.0.conv.6.weight": torch.zeros(8)}, "has shape .8,., which is no convolution's"),
+        "number": (weights | {"audio_model.conv1.conv.0.weight": torch.tensor(1.0)}, "has shape .., which is no conv"),
+        "none": (weights | {"fuse_conv.0.double_conv.0.conv.6.weight": torch.zeros(0, 4, 1, 1)}, "no convolution's"),
+        "few": (weights | {"outc.conv.bias": torch.zeros(1).expand(3)}, "outc.conv.bias is not a plain tensor"),
+        "sparse": (weights | {"outc.conv.bias": torch.zeros(3).to_sparse()}, "is not a plain tensor of numbers"),
+        "eight bits": (weights | {"outc.conv.bias": torch.zeros(3).to(torch.float8_e4m3fn)}, "is not a plain tensor"),
+        "elsewhere": (weights | {"outc.conv.bias": torch.zeros(3, device="meta")}, "is not a plain tensor of numbers"),
         "list": ([1, 2], "holds no state dict"),
         "code": (Malicious(), "more than tensors.*others can run code"),
     }
@@ -109,6 +117,9 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "nan.pth").read_bytes()[:5000])
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(InputError, match=r"pipe\.pth is a pipe or a device"):
+        load_unet(tmp_path / "pipe.pth")
     for name in ("text", "empty", "cut"):
         with pytest.raises(InputError, match="not a checkpoint that can be loaded safely"):
             load_unet(tmp_path / f"{name}.pth")

@@ -19,7 +19,7 @@ def pairs(least: int, most: int) -> st.SearchStrategy[Pair]:
     return st.tuples(st.integers(least, most), st.integers(least, most))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=pairs(1, 6), kernel=pairs(1, 4), stride=pairs(1, 3), before=pairs(0, 6), data=st.data())
 def test_windows_of_padding_alone_are_not_computed(
     size: Pair, kernel: Pair, stride: Pair, before: Pair, data: st.DataObject
@@ -44,7 +44,7 @@ def test_windows_of_padding_alone_are_not_computed(
     np.testing.assert_allclose(drawn, expected, atol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     bands=st.integers(1, 4),
     size=st.tuples(st.integers(8, 19), st.integers(2, 6)),

@@ -340,6 +340,17 @@ def test_forward_mode_is_refused() -> None:
         torch.func.jvp(lambda p: paste_faces(frames, crops, p, RECTS), (predictions,), (predictions,))
 
 
+def test_forward_mode_is_not_zero_where_it_is_compiled() -> None:
+    frames = floats()[0].detach().float()
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def derivative(frames: Tensor) -> Tensor:
+        return torch.func.jvp(lambda f: crop_faces(f, RECTS), (frames,), (torch.ones_like(frames),))[1]
+
+    with pytest.raises(Exception, match="no forward-mode derivatives"):
+        derivative(frames)
+
+
 def test_gradients_in_place_are_refused() -> None:
     frames, crops, predictions = floats()
     with pytest.raises(ValueError, match="pasting in place has no gradients; leave out inplace=True"):
@@ -365,6 +376,16 @@ def test_numpy_arrays_are_read_and_written_where_they_are() -> None:
 def test_reversed_arrays_are_told() -> None:
     with pytest.raises(ValueError, match=r"no negative strides, .*: copy\(\) it"):
         crop_faces(FRAMES.numpy()[:, ::-1], RECTS)
+
+
+def test_what_is_no_array_is_told() -> None:
+    with pytest.raises(ValueError, match="frames are a tensor or an array with DLPack, given list"):
+        crop_faces(cast(DLPack, FRAMES.tolist()), RECTS)
+
+
+def test_shapes_alone_are_pasted_in_place() -> None:
+    frames, crops, predictions = (tensor.to("meta") for tensor in (FRAMES, CROPS, PREDICTIONS))
+    assert paste_faces(frames, crops, predictions, RECTS, inplace=True) is frames
 
 
 @pytest.mark.parametrize("impl", [None, *IMPLS])

@@ -23,7 +23,7 @@ from PIL import Image
 
 from gpurender import OutputError, write_frames
 from gpurender import output as output_module
-from gpurender.output import complete_or_absent, complete_or_absent_directory
+from gpurender.output import check_output, complete_or_absent, complete_or_absent_directory
 
 Listing = dict[str, bytes | None]
 
@@ -177,7 +177,7 @@ def test_the_longest_name_can_be_overwritten(tmp_path: Path) -> None:
     assert listing(tmp_path) == {path.name: b"newer"}
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
 def test_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """exFAT, say: neither nameless files nor links."""
 
@@ -191,6 +191,23 @@ def test_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OutputError, match=r"b\.bin has come up"):
         write(tmp_path / "b.bin", meanwhile=lambda: (tmp_path / "b.bin").write_bytes(b"another's"))
     assert listing(tmp_path) == {"a.bin": b"new", "b.bin": b"another's"}
+
+
+def test_links_are_not_asked_to_be_followed_where_there_are_no_nameless_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.14 refuses that under Windows."""
+    link = os.link
+
+    def windows(source: str, path: Path, *, src_dir_fd: None = None, follow_symlinks: bool | None = None) -> None:
+        if src_dir_fd is not None or follow_symlinks:
+            raise NotImplementedError
+        link(source, path)
+
+    monkeypatch.setattr(output_module, "_open_nameless", lambda directory: None)
+    monkeypatch.setattr(os, "link", windows)
+    write(tmp_path / "a.bin")
+    assert listing(tmp_path) == {"a.bin": b"new"}
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL])
@@ -429,6 +446,22 @@ def test_what_a_link_leads_to_is_replaced(tmp_path: Path, there: bool) -> None:
         Path(name).write_text("new")
     assert (file.read_text(), link.is_symlink()) == ("new", True)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "file", "link"]
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere" / "file")
+    with pytest.raises(OutputError, match="nowhere is not a directory"):  # before anything is done for it
+        check_output(link, overwrite=True)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), OSError(28, "full"), torch.OutOfMemoryError()])
+def test_an_error_of_whoever_gives_the_frames_is_not_the_outputs(tmp_path: Path, error: Exception) -> None:
+    def frames() -> Iterator[torch.Tensor]:
+        yield torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        write_frames(frames(), tmp_path / "a.mp4", fps=25)
+    assert raised.value is error
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_old_directory_is_put_back_where_the_new_one_cannot_be_named(

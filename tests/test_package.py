@@ -26,8 +26,19 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     bundled = [file for file in demo.rglob("*") if file.is_file() and not {"training", "__pycache__"} & {*file.parts}]
     assert {str(file.relative_to(ROOT)) for file in bundled} <= set(names)
     assert {f"gpurender/kernels/{file.name}" for file in (ROOT / "kernels").glob("*.py")} <= set(names)
+    assert "gpurender/py.typed" in names
     assert not any("training" in name for name in names)
     assert all(name.startswith(("gpurender/", "gpurender-")) for name in names)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout")
+def test_an_archive_without_links_installs(tmp_path: Path) -> None:
+    """A ZIP of the repository, as pip unpacks it: links are text files there."""
+    subprocess.run(["git", "archive", "--format=zip", "-o", tmp_path / "a.zip", "HEAD"], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, tmp_path / "a.zip"]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "gpurender/kernels/crop.py" in zipfile.ZipFile(wheel).namelist()
 
 
 @pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["pyright"]])

@@ -25,7 +25,7 @@ def reference_paste(
     return result
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 420), st.integers(1, 420), st.integers(0, 30), st.integers(0, 30), st.booleans())
 def test_pastes_are_opencvs_within_one_level(width: int, height: int, x: int, y: int, with_keep: bool) -> None:
     image = picture(450, 450, width)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import opencv, picture, turned
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from gpurender import InputError
-from gpurender.pictures import keep_mask, read_mask, read_picture
+from gpurender.pictures import keep_mask, picture_size, read_mask, read_picture
 
 PHOTO = picture(117, 83, 3)
 RGBA = np.dstack([PHOTO, picture(117, 83, 9)[..., 0]])
@@ -25,7 +25,9 @@ ENCODED: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
     "best": (PHOTO, "JPEG", {"quality": 100}),
     "progressive": (PHOTO, "JPEG", {"progressive": True}),
     "grey": (PHOTO[..., 0], "JPEG", {}),
-    **{f"turned {i}": (PHOTO, "JPEG", {"exif": turned(i)}) for i in range(1, 9)},
+    **{f"turned {i}": (PHOTO, "JPEG", {"exif": turned(i)}) for i in (*range(10), 255)},
+    "turned by words": (PHOTO, "JPEG", {"exif": turned(6).tobytes().replace(b"\x12\x01\x03\0", b"\x12\x01\x02\0")}),
+    "turned elsewhere": (PHOTO, "JPEG", {"xmp": b'<x tiff:Orientation="6"/>'}),
     "png": (PHOTO, "PNG", {}),
     "grey png": (PHOTO[..., 0], "PNG", {}),
     "rgba": (RGBA, "PNG", {}),
@@ -48,6 +50,7 @@ def test_pixels_are_opencvs(tmp_path: Path, name: str) -> None:
     file = encode(tmp_path, name)
     pixels = read_picture(file)
     assert pixels.is_contiguous()
+    assert picture_size(file) == (pixels.shape[2], pixels.shape[1])
     np.testing.assert_array_equal(pixels.numpy(), opencv(file))
 
 
@@ -63,7 +66,6 @@ def assert_kept(parsing: np.ndarray) -> None:
         assert bool(keep[y, x]) == (tuple(parsing[:, y, x].tolist()) in {(255, 0, 0), (255, 255, 255)})
 
 
-@settings(deadline=None)
 @given(arrays(np.uint8, (3, 5, 7), elements=st.sampled_from([0, 1, 254, 255]), fill=st.nothing()))
 def test_red_and_white_are_kept(parsing: np.ndarray) -> None:
     assert_kept(parsing)

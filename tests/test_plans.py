@@ -47,7 +47,7 @@ def test_a_plan_is_built_once_for_each_key(cache: Path) -> None:
     assert (cache / "built").stat().st_mode & 0o777 == 0o700
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_damaged_plan_is_never_loaded(data: st.DataObject) -> None:
     key = {"gpu": "damaged"}

@@ -19,6 +19,7 @@ from gpurender import (
     DeviceError,
     Engine,
     InputError,
+    OutputError,
     crop_faces,
     face_input,
     frame_order,
@@ -35,6 +36,7 @@ from gpurender.engine import EngineName
 from gpurender.faces import Faces, alone
 from gpurender.network import Encoded
 from gpurender.render import Pixels
+from gpurender.report import Summary
 from gpurender.template import Order
 
 
@@ -249,6 +251,94 @@ def test_the_programs_default_device_does_not_matter(
     with torch.device("meta"):
         found = rendered()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_the_programs_default_device_does_not_matter_for_checkpoints(
+    make_template: MakeTemplate, tmp_path: Path, tiny_unet: Path, tiny_onnx: Path, tiny_encoder: Path
+) -> None:
+    speech, template = tmp_path / "speech.wav", make_template()
+    soundfile.write(speech, tones(0.5, 16000), 16000)
+
+    def rendered(network: Path, engine: EngineName) -> list[torch.Tensor]:
+        features = load_features(speech, encoder=load_audio_engine(tiny_encoder))
+        runtime = load_engine(network, device="cpu", engine=engine, precision="fp32")
+        return list(render(open_template(template), features, runtime))
+
+    cases: list[tuple[Path, EngineName]] = [(tiny_unet, "torch"), (tiny_unet, "openvino"), (tiny_onnx, "torch")]
+    for network, engine in cases:
+        expected = rendered(network, engine)
+        with torch.device("meta"):
+            found = rendered(network, engine)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+class Drawing:
+    """A caller's own engine."""
+
+    name, precision, mode, batch = "own", "fp32", "ave", 2
+    device = torch.device("cpu")
+
+    def __init__(self, picture: torch.Tensor) -> None:
+        self.picture = picture
+        self.measured_psnr_db: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def encode(self, faces: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        return [(face,) for face in faces]
+
+    def begin(self, encoded: Sequence[Any], audio: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: self.decode(encoded, audio)
+
+    def decode(self, encoded: Sequence[Any], audio: torch.Tensor) -> torch.Tensor:
+        return self.picture.expand(len(encoded), -1, -1, -1)
+
+
+@pytest.mark.parametrize("pixels", get_args(Pixels))
+def test_what_an_engine_draws_is_looked_at(make_template: MakeTemplate, features_file: Path, pixels: Pixels) -> None:
+    template, features = open_template(make_template()), load_features(features_file)
+
+    def rendered(picture: torch.Tensor) -> list[torch.Tensor]:
+        return list(render(template, features, cast(Engine, Drawing(picture)), pixels=pixels))
+
+    good = torch.full((1, 3, 320, 320), 0.5)
+    expected = rendered(good)
+    assert all(torch.equal(a, b) for a, b in zip(expected, rendered(good.clone().requires_grad_()), strict=True))
+    for picture in (good[..., :16, :16], good.to(torch.uint8), good.to("meta")):
+        with pytest.raises(ValueError, match="predictions are"):
+            rendered(picture)
+
+
+def test_what_does_not_go_together_is_told(make_template: MakeTemplate, features_file: Path, tmp_path: Path) -> None:
+    template, engine = open_template(make_template()), Drawing(torch.full((1, 3, 320, 320), 0.5))
+    np.save(tmp_path / "wenet.npy", np.zeros((9, 16, 512), np.float32))
+    with pytest.raises(InputError, match="the features are wenet's, but the engine takes ave's"):
+        next(render(template, load_features(tmp_path / "wenet.npy"), cast(Engine, engine)))
+    engine.device = torch.device("cuda", 1)
+    with pytest.raises(InputError, match="the engine is on cuda:1, but the template on cpu"):
+        next(render(template, load_features(features_file), cast(Engine, engine)))
+
+
+def test_places_are_told_as_everywhere(make_template: MakeTemplate, features_file: Path) -> None:
+    path = make_template()
+    for place in ("tpu", "cuda:99"):
+        with pytest.raises(DeviceError):
+            open_template(path, device=place)
+        with pytest.raises(DeviceError):
+            load_features(features_file, device=place)
+    assert open_template("avatar").path.name == "avatar"
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_the_video(
+    make_template: MakeTemplate, features_file: Path, tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise OutputError("the disk is full.")
+
+    monkeypatch.setattr(Summary, "write", full)
+    out, report = tmp_path / "a.mp4", tmp_path / "a.json"
+    with pytest.raises(OutputError, match=r"the disk is full\. .*a\.mp4 is complete"):
+        gpurender.make(make_template(), features_file, out, model=tiny_onnx, device="cpu", report=report)
+    assert out.is_file()
 
 
 def test_a_face_that_is_kept_does_not_hold_its_batch() -> None:

@@ -41,6 +41,8 @@ class FakeTemplate:
 
 
 class FakeFeatures:
+    mode = "ave"
+
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
 

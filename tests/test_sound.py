@@ -18,6 +18,7 @@ from reference_loop import mel_of as librosa_mel  # the reference's front end, o
 
 from gpurender import InputError, load_features
 from gpurender.sound import decode_sound, mel_blocks, mel_filters
+from gpurender.sound_track import check_sound
 
 CPU = torch.device("cpu")
 
@@ -67,7 +68,7 @@ def test_mel_filters_are_librosas() -> None:
     np.testing.assert_allclose(mel_filters().numpy(), oracle, atol=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 5000), st.lists(st.integers(0, 5000), max_size=6), st.integers(1, 30))
 def test_mel_does_not_depend_on_how_samples_are_cut(count: int, cuts: list[int], block_rows: int) -> None:
     wave = noise(count)
@@ -200,6 +201,19 @@ def two_rates(path: Path) -> None:
     path.write_bytes(b"".join(parts))
 
 
+def of_unknown_kind(path: Path) -> None:
+    """What FFmpeg has no decoder for, as Apple's spatial audio."""
+    write_with_av(path, noise(16000), 16000)
+    path.write_bytes(path.read_bytes().replace(b"mp4a", b"apac").replace(b"esds", b"free"))
+
+
+def without_channels(path: Path) -> None:
+    soundfile.write(path, noise(16000), 16000)
+    content = bytearray(path.read_bytes())
+    content[22:24] = bytes(2)
+    path.write_bytes(content)
+
+
 BAD_SOUNDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "absent.wav": (lambda path: None, "absent.wav: there is no such sound or feature file"),
     "directory": (os.mkdir, "directory is a directory"),
@@ -210,6 +224,11 @@ BAD_SOUNDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nan.wav": (not_finite(np.nan), r"nan.wav: the sound holds NaN or infinity after 0\.\d\d s"),
     "infinity.wav": (not_finite(np.inf), r"the sound holds NaN or infinity after 0\.\d\d s"),
     "silent.mp4": (lambda path: write_with_av(path, None, pictures=5), "silent.mp4 has no sound track"),
+    "unknown.m4a": (of_unknown_kind, "unknown.m4a has a sound track that FFmpeg cannot decode; convert it to WAV"),
+    "nobody.wav": (
+        without_channels,
+        "nobody.wav (has a sound track that FFmpeg cannot|is not sound)",
+    ),
     "rates.mp3": (two_rates, "the sound changes its sample rate"),
 }
 
@@ -220,6 +239,17 @@ def test_bad_sounds_are_told(tmp_path: Path, name: str) -> None:
     write(tmp_path / name)
     with pytest.raises(InputError, match=words):
         load_features(tmp_path / name, encoder=corner)
+
+
+def test_tags_need_not_be_utf_8(tmp_path: Path) -> None:
+    wave = noise(16000)
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    content = (tmp_path / "a.wav").read_bytes()
+    tag = b"LIST" + (22).to_bytes(4, "little") + b"INFOIART" + (9).to_bytes(4, "little") + b"K\xfcnstler\0\0"
+    whole = b"RIFF" + (len(content) - 8 + len(tag)).to_bytes(4, "little") + content[8:] + tag
+    (tmp_path / "b.wav").write_bytes(whole)
+    np.testing.assert_array_equal(samples_of(tmp_path / "b.wav"), wave)
+    check_sound(tmp_path / "b.wav")
 
 
 def test_decoding_an_absent_file_is_told(tmp_path: Path) -> None:

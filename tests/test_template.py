@@ -731,6 +731,14 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: ((p / IMAGES / "2.jpg").unlink(), (p / IMAGES / "2.jpg").mkdir()),
         r"2\.jpg cannot be read",
     ),
+    "a pipe for an image": (
+        lambda p: ((p / IMAGES / "2.jpg").unlink(), os.mkfifo(p / IMAGES / "2.jpg")),
+        r"2\.jpg is a pipe or a device",
+    ),
+    "masks that are elsewhere": (
+        lambda p: (shutil.rmtree(p / PARSING), (p / PARSING).symlink_to("/nowhere")),
+        "parsing is missing: a template keeps its parsing masks there",
+    ),
     "a directory for landmarks": (
         lambda p: ((p / LANDMARKS / "2.lms").unlink(), (p / LANDMARKS / "2.lms").mkdir()),
         r"2\.lms cannot be read \(Is a directory\)",

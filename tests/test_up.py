@@ -241,7 +241,7 @@ def per_words(processor: Processor) -> list[int]:
     return [1, *[2] * processor.bfloat16, *[4] * processor.bytes]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_blocks_of_any_width(data: st.DataObject) -> None:
     processor = this_processor()

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +121,7 @@ def read_record(file: str | Path) -> Record:
         made = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}).") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{file} is not JSON; give what gpurender bench --json wrote.") from None
     if not isinstance(made, dict) or made.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{file} is no record of measurements of version {SCHEMA_VERSION}; make it anew with --json.")
@@ -131,7 +131,7 @@ def read_record(file: str | Path) -> Record:
             not isinstance(result, dict)
             or not isinstance(result.get("parameters"), dict)
             or not all(isinstance(result.get(key), str) for key in ("name", "unit"))
-            or not all(isinstance(result.get(key), int | float) and isfinite(result[key]) for key in numbers)
+            or not all(isinstance(result.get(key), int | float) and abs(result[key]) < inf for key in numbers)
             or not isinstance(result.get("runs"), list)
         ):
             raise InputError(f"{file} is damaged: a result lacks its name, parameters, unit, numbers or runs.")
@@ -163,7 +163,7 @@ class Change:
     @property
     def ratio(self) -> float:
         """New through old, of the medians; both 0 is 1."""
-        return self.new / self.old if self.old else (1.0 if self.new == 0 else float("inf"))
+        return self.new / self.old if self.old else (1.0 if self.new == 0 else inf)
 
 
 def compared(old: Record, new: Record) -> list[Change]:
@@ -203,7 +203,7 @@ def verdict(then: dict[str, Any], now: dict[str, Any]) -> Verdict:
 def size_of(result: dict[str, Any]) -> str:
     """The picture's size of a figure, such as 1280×720; nothing for figures of the machine."""
     parameters = result["parameters"]
-    return f"{parameters['width']}×{parameters['height']}" if "width" in parameters else ""
+    return f"{parameters['width']}×{parameters['height']}" if parameters.keys() >= {"width", "height"} else ""
 
 
 def find(made: Record, name: str, size: str = "") -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from ..choose_engine import load_engine
 from ..encode import EncoderName, write_frames
 from ..engine import PROBED, Engine, EngineName, Precision
 from ..errors import InputError
-from ..find import find_audio_encoder
+from ..find import check_network_file, find_audio_encoder
 from ..network import AudioEncoder, UNet
 from ..pack import write_rectangles
 from ..render import Pixels, probe_inputs
@@ -191,8 +191,8 @@ def chosen_networks(template: Path, model: Path | None, folder: Path) -> tuple[P
     Raises:
         InputError: there is no file `model`.
     """
-    if model is not None and not model.is_file():
-        raise InputError(f"{model}: there is no such network file.")
+    if model is not None:
+        check_network_file(model)
     try:
         listener = find_audio_encoder(template)
     except InputError:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..decoders import Frames
 from ..encode import NUMBER
-from ..errors import InputError
+from ..errors import InputError, check_no_pipe
 from ..pictures import SUFFIXES, open_pictures
 from ..reference_set import METADATA, ReferenceSet, open_reference
 from ..video import VideoFrames, open_video
@@ -63,6 +63,7 @@ def open_footage(path: str | Path) -> Footage:
         InputError: it is none of these, or pictures are missing among the others.
     """
     path = Path(path)
+    check_no_pipe(path)
     if (path / METADATA).is_file():
         reference = open_reference(path)
         numbers = [sample.index for sample in reference.samples]
