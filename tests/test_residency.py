@@ -66,6 +66,7 @@ def test_the_loop_neither_copies_nor_waits(
     monkeypatch.setattr(sys.modules["gpurender.render"], "stage", in_this_thread)
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # rectangles are real, on the host
     engine = TorchEngine(UNet(**TINY).eval(), torch.device("cpu"), precision)
+    engine.device = torch.device("cuda")
     for module in cast(PlainUNet, engine._network)._network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
