@@ -202,7 +202,7 @@ def _recognise(path: Path, shape: tuple[int, ...]) -> tuple[Mode, bool]:
     for mode, window in WINDOW_SHAPES.items():
         if shape[1:] == window and shape[0] > 0:
             return mode, True
-    if len(shape) in (2, 3) and shape[0] > 0 and prod(shape[1:]) in FEATURE_SIZES:
+    if len(shape) in (2, 3) and min(shape) > 0 and prod(shape[1:]) in FEATURE_SIZES:
         return FEATURE_SIZES[prod(shape[1:])], False
     raise InputError(
         f"{path} has shape {shape!r:.60}. Features are (N,512) for ave, (N,2,1024) for hubert or (N,16,512) for wenet, "

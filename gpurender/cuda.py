@@ -80,6 +80,14 @@ def without_autocast() -> Iterator[None]:
 
 
 @contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """No gradients are kept, and tensors are ordinary ones, though a caller be in `torch.inference_mode`: what an
+    engine keeps is written to by threads that are not."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
 def on_the_host() -> Iterator[None]:
     """Tensors that are made without a device are on the host, whatever the program's default device is."""
     with torch.device("cpu"):

@@ -19,7 +19,7 @@ from .errors import DeviceError, InputError, OutputError, check_choice
 from .mjpeg import MjpegEncoder
 from .numbered import JPEG_QUALITIES, JPEG_QUALITY, write_pictures
 from .nvenc import NvencEncoder
-from .output import check_output, complete_or_absent, describe, errors_passed, is_pattern
+from .output import check_output, complete_or_absent, describe, errors_passed, is_of_source, is_pattern
 from .software_encoder import LIBRARIES, Codec, SoftwareEncoder, check_size
 from .sound import open_sound
 from .sound_track import SoundTrack
@@ -267,9 +267,11 @@ def _encoder_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as error:
+        if is_of_source(error):
+            raise
         raise OutputError(describe(out, OSError(error.errno, error.strerror))) from error
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if is_of_source(error) or not is_out_of_memory(error):
             raise
         raise DeviceError(
             "the GPU has too little free memory to encode; give a smaller --batch or --memory, or --device cpu."

@@ -1,5 +1,6 @@
 """The errors that a user can act on. Each message says what was given, what is allowed and what to do next."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def check_choice(what: str, given: object, choices: Iterable[str]) -> None:
 
 def check_no_pipe(path: Path) -> None:
     """Raise InputError for a pipe or a device: reading it could go on for ever."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # raise nothing, unlike Path's
         raise InputError(f"{path} is a pipe or a device; save it to a file first.")
 
 

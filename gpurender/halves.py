@@ -94,7 +94,7 @@ def weights_of(path: Path, tensor: TensorProto) -> np.ndarray:
     try:
         return onnx.numpy_helper.to_array(tensor)
     except ValueError:
-        raise InputError(f"{path}: {tensor.name} has fewer weights than its shape says: it is cut off.") from None
+        raise InputError(f"{path}: {tensor.name} has not the weights that its shape says: it is damaged.") from None
 
 
 def check_no_circle(path: Path, model: ModelProto) -> None:

@@ -15,20 +15,19 @@ from .errors import OutputError
 T = TypeVar("T")
 
 
-class FromSource(Exception):
-    """On its way past what tells of outputs: an error of whoever gives what is written."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
 def errors_passed(items: Iterable[T]) -> Iterator[T]:
-    """Items for a block of `complete_or_absent`. An error in making them is raised behind the block as it is: a reset
-    connection of a caller's progress is no disk that cannot be written to."""
+    """Items for a block of `complete_or_absent`. An error in making them goes through the block, and those around it,
+    as it is: a reset connection of a caller's progress is no disk that cannot be written to."""
     try:
         yield from items
     except Exception as error:
-        raise FromSource(error) from None
+        error.of_source = True  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
+def is_of_source(error: Exception) -> bool:
+    """Whether it came through `errors_passed`."""
+    return getattr(error, "of_source", False)
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -207,19 +206,14 @@ def _open_nameless(directory: Path) -> int | None:
 
 @contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
-    passed = None
     try:
         yield
-    except FromSource as of_source:
-        passed = of_source.error
-    except FileExistsError:
-        raise OutputError(f"{path} has come up during the work; give --overwrite to replace it.") from None
-    except OutputError:
-        raise
     except OSError as error:
+        if isinstance(error, OutputError) or is_of_source(error):
+            raise
+        if isinstance(error, FileExistsError):
+            raise OutputError(f"{path} has come up during the work; give --overwrite to replace it.") from None
         raise OutputError(describe(path, error)) from None
-    if passed is not None:
-        raise passed
 
 
 def describe(path: Path, error: OSError) -> str:

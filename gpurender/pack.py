@@ -22,7 +22,7 @@ from .export import OUTPUTS, cached_onnx, export_onnx, forget_its_origin
 from .find import find_audio_encoder, find_network, find_template
 from .halves import read_network
 from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
-from .output import check_output_directory, complete_or_absent_directory, describe, errors_passed
+from .output import check_output_directory, complete_or_absent_directory, describe, errors_passed, is_of_source
 from .progress import Progress, Silent
 from .software_encoder import BT709, CENTRED, check_size, host_pictures, planar_frame, yuv_frames
 from .template import LANDMARKS, MASKS, RECTANGLES, VIDEO, Template, open_template
@@ -170,6 +170,8 @@ def write_video(
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     except av.error.FFmpegError as error:
+        if is_of_source(error):
+            raise
         raise OutputError(describe(file, OSError(error.errno, error.strerror))) from error
 
 

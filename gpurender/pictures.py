@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -18,7 +19,7 @@ from .host import usable_cores
 SUFFIXES = (".jpg", ".jpeg", ".png")
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a bad file."""
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 """What is behind those suffixes in practice, and OpenCV reads. Pillow would have Ghostscript run what is EPS."""
 ELSEWHERE = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Where Pillow, not OpenCV, looks for an orientation if Exif has none."""
@@ -96,10 +97,20 @@ def picture_size(file: Path) -> tuple[int, int]:
 
 def opened_by_exif(file: Path) -> Image.Image:
     """A picture file, about whose orientation nothing but its Exif tag says anything."""
-    picture = Image.open(file, formats=FORMATS)
+    picture = Image.open(file, formats=known_formats())
+    without_other_tags(picture)
+    return picture
+
+
+@cache
+def known_formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every Pillow
+
+
+def without_other_tags(picture: Image.Image) -> None:
     for key in ELSEWHERE:
         picture.info.pop(key, None)
-    return picture
 
 
 @contextmanager
@@ -107,6 +118,8 @@ def opened(file: Path) -> Iterator[Image.Image]:
     """A picture turned upright as its Exif tag says; raises InputError for what fails while it is open."""
     try:
         with opened_by_exif(file) as picture:
+            picture.load()  # a PNG's tags may be behind its pixels
+            without_other_tags(picture)
             ImageOps.exif_transpose(picture, in_place=True)
             upright: Image.Image = picture
             if upright.mode == "I;16":  # Pillow would clip 16 bits of grey instead of taking the upper eight

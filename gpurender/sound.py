@@ -33,8 +33,7 @@ def open_sound(path: str | Path) -> InputContainer:
     if not container.streams.audio:
         container.close()
         raise InputError(f"{path} has no sound track.")
-    context = container.streams.audio[0].codec_context
-    if context is None or context.layout.nb_channels < 1:
+    if container.streams.audio[0].codec_context is None:
         container.close()
         raise InputError(f"{path} has a sound track that FFmpeg cannot decode; convert it to WAV or AAC first.")
     return container

@@ -114,6 +114,8 @@ def check_sound(sound: str | Path) -> None:
 def rate_and_layout(source: InputContainer) -> tuple[int, str]:
     """The sample rate and the channels of the AAC that is made of a sound."""
     track = source.streams.audio[0]
+    if track.layout.nb_channels < 1:
+        raise InputError(f"{source.name} does not say how many channels its sound has; convert it to WAV first.")
     rates = av.Codec("aac", "w").audio_rates or [track.rate]
     return min(rates, key=lambda rate: abs(rate - track.rate)), LAYOUTS.get(track.layout.name, track.layout.name)
 

@@ -8,6 +8,7 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
+from .cuda import ordinary_tensors
 from .cuda_graphs import CaptureError, Turns, captured
 from .errors import first_line
 from .halves import Halves
@@ -26,6 +27,7 @@ class TensorRtEngine:
 
     name = "tensorrt"
 
+    @ordinary_tensors()
     def __init__(
         self,
         halves: Halves,
@@ -54,7 +56,7 @@ class TensorRtEngine:
         self._encoder = runner("encoder", halves.encoder) if halves.encoder else None
         self._decoder = runner("decoder", halves.decoder)
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def encode(self, faces: Tensor) -> list[Encoded]:
         encoded: list[Encoded] = []
         for some in faces.split(self.batch):
@@ -63,7 +65,7 @@ class TensorRtEngine:
             encoded.extend(zip(*face, *levels, strict=True))
         return encoded
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
         pictures = []
         for start in range(0, len(encoded), self.batch):

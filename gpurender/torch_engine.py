@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .cuda import exact_products, is_out_of_memory
+from .cuda import exact_products, is_out_of_memory, ordinary_tensors
 from .cuda_graphs import CaptureError, Turns, captured
 from .errors import first_line
 from .export import example_input
@@ -62,7 +62,7 @@ class TorchEngine:
         try:
             fused = FusedUNet(network, self.device, TYPES[self.precision])
             faces, audio = (tensor.to(self.device) for tensor in example_input(1, network.mode))
-            with torch.no_grad():
+            with ordinary_tensors():
                 fused.decode(fused.encode(faces), audio)
         except Exception as error:  # of the compiler, the assembler, the driver
             if is_out_of_memory(error):
@@ -75,11 +75,11 @@ class TorchEngine:
     def __reduce__(self) -> NoReturn:
         refuse_to_travel(self)
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def encode(self, faces: Tensor) -> list[Encoded]:
         return list(zip(*self._network.encode(faces), strict=True))
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
         if self._replays is not None:
             return self._replays(encoded, audio)

@@ -412,6 +412,7 @@ GOOD_SHAPE = json.dumps({"shape": [4, 512]})
         ('{"shape": []}', 8192, r"a.bin has shape \(\)\. Features are"),
         ('{"shape": [0, 512]}', 0, r"a.bin has shape \(0, 512\)\. Features are"),
         ('{"shape": [-4, -512]}', 8192, r"a.bin has shape \(-4, -512\)\. Features are"),
+        ('{"shape": [2, -2, -256]}', 4096, r"a.bin has shape \(2, -2, -256\)\. Features are"),
         (json.dumps({"shape": [1] * 70}), 4, r"a.bin has shape \(1, 1, .{1,60}\. Features are"),
         (GOOD_SHAPE, 8191, r"a.bin has 8191 bytes, but shape \[4, 512\] of float32 takes 8192"),
         (GOOD_SHAPE, 8196, r"a.bin has 8196 bytes, but shape \[4, 512\] of float32 takes 8192"),

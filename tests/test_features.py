@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -22,6 +23,7 @@ from gpurender import InputError, OutputError, load_audio_engine, load_features,
 from gpurender.cli import main
 from gpurender.features import BLOCK
 from gpurender.host import one_torch_thread
+from gpurender.progress import Silent
 
 SHAPES = [(512,), (2, 1024), (2048,), (16, 512), (8192,), (32, 16, 16), (32, 32, 32)]
 SETTINGS = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -150,6 +152,21 @@ def test_autocast_of_a_caller_changes_no_render(
         rendered.append([file.read_bytes() for file in sorted((tmp_path / out).iterdir())])
     assert len(rendered[0]) == 36
     assert rendered[0] == rendered[1]
+
+
+class Disconnected(Silent):
+    def frames(self, batches: Iterable[torch.Tensor], total: int) -> Iterator[torch.Tensor]:
+        yield next(iter(batches))
+        raise ConnectionResetError
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".bin"])
+def test_an_error_of_the_progress_is_not_the_files(tmp_path: Path, suffix: str) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((9, 512), np.float32))
+    features = load_features(tmp_path / "a.npy")
+    with pytest.raises(ConnectionResetError):
+        write_features(features, tmp_path / f"b{suffix}", progress=Disconnected())
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
 
 
 def test_features_are_not_pickled(speech: Path, tiny_encoder: Path) -> None:

@@ -125,6 +125,8 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
             load_unet(tmp_path / f"{name}.pth")
     with pytest.raises(InputError, match="no such checkpoint"):
         load_unet(tmp_path / "absent.pth")
+    with pytest.raises(InputError, match="File name too long"):
+        load_unet(tmp_path / f"{'x' * 300}.pth")
     torch.save(weights, tmp_path / "unet.pth")
     with pytest.raises(InputError, match="is not SyncTalk_2D's audio encoder"):
         load_audio_encoder(tmp_path / "unet.pth")

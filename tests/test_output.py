@@ -1,14 +1,16 @@
 """Files appear complete or not at all, whatever stops the work: errors, signals, full disks."""
 
 import errno
+import gc
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice, repeat
 from pathlib import Path
 from typing import IO, cast
@@ -462,6 +464,26 @@ def test_an_error_of_whoever_gives_the_frames_is_not_the_outputs(tmp_path: Path,
         write_frames(frames(), tmp_path / "a.mp4", fps=25)
     assert raised.value is error
     assert not list(tmp_path.iterdir())
+
+
+def test_what_gave_frames_is_let_go_after_an_error(tmp_path: Path) -> None:
+    """Not by and by: frames on a GPU take its memory until then."""
+    refs: list[weakref.ref[torch.Tensor]] = []
+
+    def frames() -> Iterator[torch.Tensor]:
+        batch = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
+        refs.append(weakref.ref(batch))
+        yield batch
+        yield batch
+        raise ConnectionResetError
+
+    gc.disable()
+    try:
+        with suppress(ConnectionResetError):
+            write_frames(frames(), tmp_path / "a.mp4", fps=25)
+        assert refs[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_an_old_directory_is_put_back_where_the_new_one_cannot_be_named(

@@ -1,5 +1,6 @@
 import io
 import itertools
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,24 @@ def test_pixels_are_opencvs(tmp_path: Path, name: str) -> None:
     assert pixels.is_contiguous()
     assert picture_size(file) == (pixels.shape[2], pixels.shape[1])
     np.testing.assert_array_equal(pixels.numpy(), opencv(file))
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG2000", "AVIF", "BMP", "GIF", "TIFF", "PPM", "MPO"])
+def test_what_opencv_reads_behind_a_suffix_is_read(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "0.png"
+    Image.fromarray(PHOTO).save(file, kind)
+    assert picture_size(file) == (PHOTO.shape[1], PHOTO.shape[0])
+    assert read_picture(file).shape == opencv(file).shape
+
+
+def test_an_orientation_behind_the_pixels_that_is_not_exif_turns_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "0.png"
+    Image.fromarray(PHOTO).save(file)
+    content, text = file.read_bytes(), b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+    chunk = len(text).to_bytes(4, "big") + b"iTXt" + text + zlib.crc32(b"iTXt" + text).to_bytes(4, "big")
+    file.write_bytes(content[:-12] + chunk + content[-12:])
+    assert picture_size(file) == (PHOTO.shape[1], PHOTO.shape[0])
+    np.testing.assert_array_equal(read_picture(file).numpy(), opencv(file))
 
 
 def test_palette_pixels_are_opencvs(tmp_path: Path) -> None:

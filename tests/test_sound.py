@@ -227,7 +227,7 @@ BAD_SOUNDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown.m4a": (of_unknown_kind, "unknown.m4a has a sound track that FFmpeg cannot decode; convert it to WAV"),
     "nobody.wav": (
         without_channels,
-        "nobody.wav (has a sound track that FFmpeg cannot|is not sound)",
+        r"nobody.wav: the sound breaks off after 0\.00 s",
     ),
     "rates.mp3": (two_rates, "the sound changes its sample rate"),
 }

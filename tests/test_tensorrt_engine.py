@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,13 @@ def test_the_second_program_builds_nothing(tiny_onnx: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("gpurender.tensorrt_plan.build_plan", build)
     TensorRtEngine(halves, gpu_loader(5), torch.device("cuda", 0), 5)
+
+
+def test_engines_of_a_caller_in_inference_mode_are_for_other_threads_too(tiny_onnx: Path) -> None:
+    """What an engine keeps is ordinary memory, which threads that are not in that mode may write to."""
+    inputs = example_input(3, "ave")
+    with torch.inference_mode():
+        engine, _ = stand_in_engine(read_halves(tiny_onnx))
+        expected = predict(engine, *inputs)
+    with ThreadPoolExecutor(1) as thread:
+        assert torch.equal(thread.submit(predict, engine, *inputs).result(), expected)
