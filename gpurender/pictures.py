@@ -90,8 +90,7 @@ def picture_size(file: Path) -> tuple[int, int]:
             turned = exif.get(ORIENTATION) in LYING  # which may be anything in a careless file
             width, height = picture.size
     except UNREADABLE as error:
-        reason = "not a JPEG or PNG picture" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{file} cannot be read ({reason}).") from None
+        raise InputError(f"{file} cannot be read ({why_unreadable(error)}).") from None
     return (height, width) if turned else (width, height)
 
 
@@ -126,7 +125,11 @@ def opened(file: Path) -> Iterator[Image.Image]:
                 upright = Image.fromarray((np.array(upright) >> 8).astype(np.uint8))
             yield upright
     except UNREADABLE as error:
-        raise InputError(f"{file} is corrupt or truncated ({error}).") from None
+        raise InputError(f"{file} is corrupt or truncated ({why_unreadable(error)}).") from None
+
+
+def why_unreadable(error: Exception) -> str:
+    return "not a JPEG or PNG picture" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def in_rgb(picture: Image.Image) -> Image.Image:

@@ -358,6 +358,8 @@ def find_masks(path: Path, names: dict[int, str], used: list[int], parsing: bool
     directory = path / MASKS
     if parsing is False or (parsing is None and not os.path.lexists(directory)):
         return []
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise InputError(f"{directory} is not a directory of parsing masks; give --no-parsing to render without them.")
     if directory.is_dir() and not any(directory.iterdir()):
         raise InputError(f"{directory} holds no parsing masks; give --no-parsing to render without them.")
     masks = numbered(directory, (".png",), "parsing masks")

@@ -737,7 +737,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "masks that are elsewhere": (
         lambda p: (shutil.rmtree(p / PARSING), (p / PARSING).symlink_to("/nowhere")),
-        "parsing is missing: a template keeps its parsing masks there",
+        "parsing is not a directory of parsing masks; give --no-parsing",
     ),
     "a directory for landmarks": (
         lambda p: ((p / LANDMARKS / "2.lms").unlink(), (p / LANDMARKS / "2.lms").mkdir()),
