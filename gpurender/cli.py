@@ -265,8 +265,8 @@ def main() -> None:
     "--quality",
     type=int,
     metavar="N",
-    help="Constant quality, lower is better: 0-51 for h264 (0 by x264 is lossless, which browsers do not play) and hevc, "
-    "1-63 for av1, 2-31 for mjpeg and .jpg.  [default: visually lossless]",
+    help="Constant quality, lower is better: 0-51 for h264 (0 by x264 is lossless, which browsers do not play) and "
+    "hevc, 1-63 for av1, 2-31 for mjpeg and .jpg.  [default: visually lossless]",
 )
 @click.option(
     "--report",
