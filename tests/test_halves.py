@@ -171,3 +171,73 @@ def test_a_batch_that_one_input_alone_fixes(tmp_path: Path, tiny_onnx: Path, whi
     del model.graph.value_info[:]
     onnx.save(model, tmp_path / "a.onnx")
     assert read_halves(tmp_path / "a.onnx").batch == 3
+
+
+def test_weights_that_are_listed_as_inputs(tmp_path: Path, tiny_onnx: Path) -> None:
+    """As old exporters list them."""
+    model = onnx.load(tiny_onnx)
+    weights = [helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in model.graph.initializer]
+    model.graph.input.extend(weights)
+    onnx.save(model, tmp_path / "a.onnx")
+    halves = read_halves(tmp_path / "a.onnx")
+    assert (halves.encoder is not None, halves.mode) == (True, "ave")
+    inputs = example(2)
+    np.testing.assert_allclose(run_halves(halves, *inputs), run(tiny_onnx, *inputs)[0], atol=1e-6)
+
+
+def test_functions_are_looked_into(tmp_path: Path, tiny_onnx: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    opset = model.opset_import[0]
+    body = [helper.make_node("Relu", ["x"], ["y"])]
+    model.functions.append(helper.make_function("mine", "Rectified", ["x"], ["y"], body, [opset]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    rectifiers = [node for node in model.graph.node if node.op_type == "Relu"]
+    for node in rectifiers:
+        node.op_type, node.domain = "Rectified", "mine"
+    assert rectifiers
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "a.onnx")
+    halves, plain = read_halves(tmp_path / "a.onnx"), read_halves(tiny_onnx)
+    assert halves.encoder is not None
+    assert plain.encoder is not None
+    assert len(halves.encoder.graph.output) == len(plain.encoder.graph.output)
+    assert not halves.encoder.functions
+    assert not halves.decoder.functions
+    inputs = example(2)
+    np.testing.assert_allclose(run_halves(halves, *inputs), run(tiny_onnx, *inputs)[0], atol=1e-6)
+
+
+def test_what_has_not_the_batch_in_front_is_not_kept(tmp_path: Path, tiny_onnx: Path) -> None:
+    """Engines take the first dimension of what crosses the cut for the batch's."""
+    model = onnx.load(tiny_onnx)
+    plain = read_halves(tiny_onnx)
+    assert plain.encoder is not None
+    skips = {value.name for value in plain.encoder.graph.output}
+    i, join = next((i, n) for i, n in enumerate(model.graph.node) if n.op_type == "Concat" and skips & {*n.input})
+    turned = [f"{name}_turned" for name in join.input]
+    nodes = [
+        *(helper.make_node("Transpose", [a], [b], perm=[1, 0, 2, 3]) for a, b in zip(join.input, turned, strict=True)),
+        helper.make_node("Concat", turned, ["joined"], axis=0),
+        helper.make_node("Transpose", ["joined"], join.output, perm=[1, 0, 2, 3]),
+    ]
+    others = [*model.graph.node[:i], *nodes, *model.graph.node[i + 1 :]]
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(others)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "a.onnx")
+    halves = read_halves(tmp_path / "a.onnx")
+    assert halves.encoder is not None
+    assert {value.name for value in halves.encoder.graph.output} == skips - {*join.input}
+    inputs = example(2)
+    np.testing.assert_allclose(run_halves(halves, *inputs), run(tiny_onnx, *inputs)[0], atol=1e-6)
+
+
+def test_networks_of_integers_are_refused(tmp_path: Path, tiny_onnx: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    model.graph.node.insert(0, helper.make_node("Cast", ["pixels"], ["input"], to=TensorProto.FLOAT))
+    model.graph.input[0].name = "pixels"
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(InputError, match="a lip-sync network takes batches of"):
+        read_halves(tmp_path / "a.onnx")

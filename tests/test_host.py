@@ -71,6 +71,13 @@ def test_a_group_of_any_name_and_none(tmp_path: Path) -> None:
     assert free_memory(tmp_path) == 8000 * 1024
 
 
+def test_a_name_with_colons(tmp_path: Path) -> None:
+    """As Kubernetes' containers have them under systemd."""
+    groups = "0::/kubepods-burstable.slice:cri-containerd:9f2"
+    write(tmp_path, system(groups) | group(f"sys/fs/cgroup/{groups[4:]}", 1_000_000, 300_000, 50_000))
+    assert free_memory(tmp_path) == 750_000
+
+
 def test_another_system_does_not_say(tmp_path: Path) -> None:
     assert free_memory(tmp_path) is None
     assert free_memory(write(tmp_path, {"proc/meminfo": "MemTotal: 9000 kB", "proc/self/cgroup": "0::/"})) is None
@@ -108,6 +115,14 @@ def test_cores_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert usable_cores(cores(tmp_path, "sys/fs/cgroup/cpu/jobs", "-1 100000", v1=True)) == 8
 
 
+def test_the_group_of_another_controller_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cores_to_run_on", lambda: 8)
+    write(tmp_path, {"proc/self/cgroup": "2:cpuset:/others\n1:cpu:/ours"})
+    for of, limit in (("others", "100000 100000"), ("ours", "400000 100000")):
+        cores(tmp_path, f"sys/fs/cgroup/cpu/{of}", limit, v1=True)
+    assert usable_cores(tmp_path) == 4
+
+
 def test_renders_that_overlap_leave_torch_its_threads() -> None:
     def threads_of_a_new_thread() -> int:
         found: list[int] = []
@@ -133,5 +148,9 @@ def test_renders_that_overlap_leave_torch_its_threads() -> None:
         may_end.set()
         thread.join()
         assert (torch.get_num_threads(), threads_of_a_new_thread()) == (2, 2)
+        torch.set_num_threads(3)
+        with host.one_torch_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3  # what it was before these, not before the first
     finally:
         torch.set_num_threads(before)

@@ -507,3 +507,24 @@ def test_an_old_directory_is_put_back_where_the_new_one_cannot_be_named(
         (hidden / "mark").write_text("new")
     assert (path / "mark").read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_may_be_the_one_that_we_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with complete_or_absent_directory(Path("."), overwrite=False, mark="mark") as hidden:
+        (hidden / "mark").write_text("new")
+    assert listing(tmp_path) == {"here": None, "here/mark": b"new"}
+
+
+def test_a_link_that_leads_nowhere_is_there(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with pytest.raises(OutputError, match="link exists; give --overwrite"):
+        write(tmp_path / "link")
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_quota_that_is_used_up_is_a_full_disk() -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        assert output_module.describe(Path("a.mp4"), OSError(number, "")).startswith("the disk is full: a.mp4 ")

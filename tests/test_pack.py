@@ -17,11 +17,12 @@ from click.testing import CliRunner
 from conftest import MakeTemplate, landmarks
 from PIL import Image
 
-from gpurender import InputError, OutputError, export_onnx, make, open_template, pack_template
+from gpurender import InputError, OutputError, export_onnx, make, open_template, pack, pack_template
 from gpurender.cli import main
 from gpurender.find import BUNDLED
 from gpurender.network import Mode
 from gpurender.output import complete_or_absent_directory
+from gpurender.pack import write_rectangles, write_video
 from gpurender.render import Silent
 
 VIDEO = "full_body_video.mp4"
@@ -109,6 +110,8 @@ def test_a_package_has_what_published_ones_have(
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert (stream.average_rate, sum(1 for _ in container.decode(stream))) == (25, 5)
+    video = (out / VIDEO).read_bytes()
+    assert video.index(b"moov") < video.index(b"mdat")  # so that it plays while it is fetched
     assert (packed.mode, packed.networks) == ("ave", ("generator.onnx", "audio_encoder.onnx"))
     assert packed.bytes == sum((out / name).stat().st_size for name in listing(out))
     umask = os.umask(0)
@@ -150,6 +153,9 @@ def test_a_package_is_visually_lossless(tiny_onnx: Path, features: Path, tmp_pat
     path = photographs(tmp_path / "anna")
     packed = pack_template(path, tmp_path / "package", networks=False)
     assert packed.psnr_db > 45
+    shown, kept = (open_template(one).frames(range(6))[0].numpy().astype(float) for one in (path, tmp_path / "package"))
+    errors = np.square(shown - kept).mean((1, 2, 3))
+    assert packed.psnr_db == pytest.approx(10 * np.log10(255**2 / errors.max()), abs=0.01)  # the worst frame's
     here = rendered(path, features, tmp_path / "a", model=tiny_onnx)
     there = rendered(tmp_path / "package", features, tmp_path / "b", model=tiny_onnx)
     error = np.square(here.astype(float) - there).mean((1, 2, 3))
@@ -258,6 +264,81 @@ def test_other_modes_have_no_audio_encoder(
         pack_template(path, tmp_path / "other", mode=mode, audio_encoder="e.pth")
 
 
+def test_a_package_has_a_keyframe_every_fifty_frames(tmp_path: Path) -> None:
+    """Frames are read backwards, too."""
+    write_video(tmp_path, [torch.zeros(101, 3, 48, 64, dtype=torch.uint8)], fps=25)
+    with av.open(str(tmp_path / VIDEO)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert [i for i, packet in enumerate(packets) if packet.is_keyframe] == [0, 50, 100]
+
+
+@pytest.mark.parametrize("spoiled", ["rectangles", "frames"])
+def test_a_package_that_does_not_read_back_is_not_left(
+    make_template: MakeTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: str
+) -> None:
+    path = make_template()
+    if spoiled == "rectangles":
+        monkeypatch.setattr(pack, "write_rectangles", lambda package, rects: write_rectangles(package, rects[::-1]))
+    else:
+        monkeypatch.setitem(pack.LOSSLESS, "crf", "20")
+    with pytest.raises(OutputError, match=r"does not read back as anna|did not keep anna's frames bit for bit"):
+        pack_template(path, tmp_path / "package", networks=False, lossless=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["anna"]
+
+
+def test_names_are_small_letters_in_a_package(make_template: MakeTemplate, tmp_path: Path) -> None:
+    path = make_template(parsing=True)
+    for file in (*(path / "landmarks").iterdir(), *(path / "parsing").iterdir()):
+        file.rename(file.with_suffix(file.suffix.upper()))
+    pack_template(path, tmp_path / "package", networks=False)
+    assert {Path(name).suffix for name in listing(tmp_path / "package")} == {".mp4", ".json", ".lms", ".png"}
+
+
+def test_landmarks_of_some_of_a_packages_frames_are_left_out(make_package: MakeTemplate, tmp_path: Path) -> None:
+    package = make_package()
+    (package / "landmarks").mkdir()
+    (package / "landmarks" / "0.lms").write_text(landmarks(90, 60, 210))
+    pack_template(package, tmp_path / "two", networks=False)
+    assert not (tmp_path / "two" / "landmarks").exists()
+
+
+def test_a_network_that_is_no_audio_encoder_is_refused(
+    make_template: MakeTemplate, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="an audio encoder takes a batch of"):
+        pack_template(make_template(), tmp_path / "package", model=tiny_onnx, audio_encoder=tiny_onnx)
+    assert [path.name for path in tmp_path.iterdir()] == ["anna"]
+
+
+def test_weights_that_are_listed_as_inputs_are_not_taken_for_ports(
+    make_template: MakeTemplate, tiny_onnx: Path, tiny_encoder: Path, features: Path, tmp_path: Path
+) -> None:
+    """As old exporters list them."""
+    path, model = make_template(), onnx.load(tiny_onnx)
+    weights = [onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in model.graph.initializer]
+    model.graph.input.extend(weights)
+    onnx.save(model, path / "generator.onnx")
+    pack_template(path, tmp_path / "package", audio_encoder=tiny_encoder, lossless=True)
+    here, there = (rendered(one, features, tmp_path / one.name / "out") for one in (path, tmp_path / "package"))
+    assert np.array_equal(here, there)
+
+
+def test_a_network_that_uses_a_ports_name_for_something_else_is_told(
+    make_template: MakeTemplate, tiny_onnx: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(tiny_onnx)
+    inner = model.graph.node[3].output[0]
+    names = {"input": "picture", inner: "input"}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    model.graph.input[0].name = "picture"
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(InputError, match=r"a\.onnx uses the name input for something else; export the checkpoint"):
+        pack_template(make_template(), tmp_path / "out", model=tmp_path / "a.onnx", audio_encoder=tiny_encoder)
+
+
 # --- complete or absent ----------------------------------------------------------------------------------------------
 
 
@@ -267,6 +348,21 @@ class Interrupting(Silent):
             if number == 1:
                 raise KeyboardInterrupt
             yield batch
+
+
+class Disconnected(Silent):
+    def frames(self, batches: Iterable[torch.Tensor], total: int) -> Iterable[torch.Tensor]:
+        yield from batches
+        raise ConnectionResetError(104, "reset")
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_an_error_of_the_progress_is_not_the_outputs(
+    make_template: MakeTemplate, tmp_path: Path, lossless: bool
+) -> None:
+    with pytest.raises(ConnectionResetError):
+        pack_template(make_template(), tmp_path / "package", networks=False, lossless=lossless, progress=Disconnected())
+    assert [path.name for path in tmp_path.iterdir()] == ["anna"]
 
 
 @pytest.mark.parametrize("lossless", [False, True])
@@ -313,6 +409,8 @@ def test_only_packages_are_replaced(make_template: MakeTemplate, tmp_path: Path,
     shutil.copy(tiny_unet, tmp_path / "package" / "mine.pth")
     with pytest.raises(OutputError, match=r"package holds .*mine\.pth, which is read and would be gone"):
         pack_template(path, tmp_path / "package", model=tmp_path / "package" / "mine.pth", overwrite=True)
+    with pytest.raises(OutputError, match=r"package holds .*mine\.pth, which is read and would be gone"):
+        pack_template(path, tmp_path / "package", audio_encoder=tmp_path / "package" / "mine.pth", overwrite=True)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "package")
     for name in ("file", "link"):

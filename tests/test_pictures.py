@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gpurender import InputError
 from gpurender.pictures import keep_mask, picture_size, read_mask, read_picture
@@ -61,6 +62,25 @@ def test_what_opencv_reads_behind_a_suffix_is_read(tmp_path: Path, kind: str) ->
     Image.fromarray(PHOTO).save(file, kind)
     assert picture_size(file) == (PHOTO.shape[1], PHOTO.shape[0])
     assert read_picture(file).shape == opencv(file).shape
+
+
+def test_an_orientation_as_older_imagemagick_writes_it_turns_nothing(tmp_path: Path) -> None:
+    file, exif, texts = tmp_path / "0.png", turned(6).tobytes(), PngInfo()
+    texts.add_text("Raw profile type exif", f"\nexif\n{len(exif):8}\n{exif.hex()}\n")
+    Image.fromarray(PHOTO).save(file, pnginfo=texts)
+    with Image.open(file) as opened:
+        assert opened.getexif()[0x0112] == 6  # Pillow sees it
+    assert picture_size(file) == (PHOTO.shape[1], PHOTO.shape[0])
+    np.testing.assert_array_equal(read_picture(file).numpy(), opencv(file))
+
+
+def test_postscript_behind_a_suffix_is_no_picture(tmp_path: Path) -> None:
+    """Pillow would have Ghostscript run it."""
+    file = tmp_path / "0.png"
+    Image.fromarray(PHOTO).save(file, "EPS")
+    for read in (picture_size, read_picture):
+        with pytest.raises(InputError, match="not a JPEG or PNG picture"):
+            read(file)
 
 
 def test_an_orientation_behind_the_pixels_that_is_not_exif_turns_nothing(tmp_path: Path) -> None:

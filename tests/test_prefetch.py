@@ -104,6 +104,16 @@ def test_stopping_early_ends_the_thread_and_closes_the_items() -> None:
     assert source.made <= 4
 
 
+def test_no_other_item_is_begun_where_the_caller_stops() -> None:
+    source = Source()
+    ahead = prefetch(source.items())
+    next(ahead)
+    assert becomes(lambda: source.made == 2)
+    time.sleep(0.05)
+    ahead.close()
+    assert source.made == 2
+
+
 FORGOTTEN = """
 import gc, time, torch
 from gpurender.prefetch import UNDER_WAY, stage
@@ -351,6 +361,55 @@ def test_a_stage_that_is_left_closes_those_before_it() -> None:
     assert next(last) == "0"
     last.close()
     assert source.closed
+
+
+def test_a_stage_closes_items_that_somebody_else_holds() -> None:
+    source = Source()
+    items = source.items()
+    ahead = stage("first", abs, items, CPU)
+    next(ahead)
+    ahead.close()
+    assert source.closed
+
+
+def test_a_stage_of_the_cpu_is_one_item_ahead() -> None:
+    source = Source()
+    ahead = stage("first", abs, source.items(), CPU)
+    for taken in range(1, 4):
+        next(ahead)
+        assert becomes(lambda bound=taken + 1: source.made == bound)
+        time.sleep(0.12)
+        assert source.made == taken + 1
+    ahead.close()
+
+
+def test_a_stage_drops_what_it_took_and_made_while_it_awaits_the_next() -> None:
+    go_on = threading.Event()
+    taken: list[weakref.ref[Batch]] = []
+    made: list[weakref.ref[Batch]] = []
+
+    def items() -> Iterator[Batch]:
+        batch = Batch()
+        taken.append(weakref.ref(batch))
+        yield batch
+        del batch
+        assert go_on.wait(5)
+        yield Batch()
+
+    def work(batch: Batch) -> Batch:
+        result = Batch()
+        made.append(weakref.ref(result))
+        return result
+
+    ahead = stage("first", work, items(), CPU)
+    next(ahead)
+    waiting = threading.Thread(target=next, args=(ahead,))
+    waiting.start()
+    dropped = becomes(lambda: taken[0]() is None and made[0]() is None)
+    go_on.set()
+    waiting.join()
+    ahead.close()
+    assert dropped
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from test_encode import decoded, opened, plane, smooth
 
 from gpurender import rgb_to_nv12, segments, software_encoder
 from gpurender.prefetch import prefetch
-from gpurender.segments import encoded_in_segments
+from gpurender.segments import Segment, encoded_in_segments, most_that_wait
 from gpurender.software_encoder import SoftwareEncoder, segments_at_once
 from gpurender.timings import Timings
 
@@ -200,6 +200,51 @@ def test_a_caller_that_stops_early_is_not_kept(short: int) -> None:
     packets.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert threading.active_count() == before
     assert len(given) < 125
+
+
+def test_as_many_segments_are_encoded_side_by_side_as_are_asked_for(short: int) -> None:
+    together = threading.Barrier(3)
+
+    def encode(first: int, frames: Iterator[torch.Tensor]) -> Iterator[Packet]:
+        together.wait(10)
+        yield from numbered(first, frames)
+
+    made = [packet.pts for _, packets in encoded_in_segments([torch.arange(60)], encode, 3) for packet in packets]
+    assert made == list(range(60))
+
+
+def test_frames_that_wait_are_not_encoded_where_the_caller_stops(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, stopped = threading.Event(), threading.Event()
+    encoded: list[int] = []
+    close = Segment.close
+
+    def closed(segment: Segment, stop: bool = False) -> None:
+        close(segment, stop)
+        if stop:
+            stopped.set()
+
+    def encode(first: int, frames: Iterator[torch.Tensor]) -> Iterator[Packet]:
+        for packet in numbered(first, frames):
+            begun.set()
+            assert stopped.wait(10)
+            encoded.append(packet.pts or 0)
+            yield packet
+
+    def batches() -> Iterator[torch.Tensor]:
+        yield from torch.arange(short).split(4)
+        assert begun.wait(10)
+        raise InterruptedError
+
+    monkeypatch.setattr(Segment, "close", closed)
+    with pytest.raises(InterruptedError):
+        list(encoded_in_segments(batches(), encode, 1))
+    assert encoded == [0, 1, 2, 3]  # those that the encoder had
+
+
+@pytest.mark.parametrize(("nbytes", "most"), [(2**20, 100), (2**26, 6), (2**31, 2)])
+def test_frames_for_all_encoders_wait_or_those_that_fit_the_memory(nbytes: int, most: int) -> None:
+    batch = torch.empty(1, dtype=torch.uint8).expand(10, nbytes)
+    assert most_that_wait(batch, 4) == most
 
 
 def test_an_error_while_frames_are_made_ends_it(short: int) -> None:
