@@ -43,11 +43,13 @@ class SoundTrack:
         self._stream = cast(AudioStream, container.add_stream("aac", rate, layout=layout))
         open_context(self._stream.codec_context, sound, source)
         self._left_out = 0
-        packets = prefetch(self._encode(sound, source), AHEAD)
-        self._packets = chain([next(packets, None)], packets)  # its thread begins when the first is asked for
-        self._end = packets.close
         self._written_seconds: Fraction | float = 0
         self._seconds: Fraction | float = 0
+        packets = prefetch(self._encode(sound, source), AHEAD)
+        self._packets = chain(
+            [next(packets, None)], packets
+        )  # its thread begins when the first is asked for: all is set by now
+        self._end = packets.close
 
     def write_until(self, seconds: Fraction | None) -> None:
         """Write packets up to a time, or to the end."""
