@@ -31,7 +31,7 @@ from .timings import Timings
 GENERATOR, AUDIO_ENCODER = "models/generator.onnx", "models/audio_encoder.onnx"
 QUALITY = 9
 SEEKABLE = {"g": "50"}  # a keyframe every two seconds: frames are read backwards, too
-# All frames at one quality, because all are shown: 48.3 dB for 59 KB a frame of the sample, where x264's usual ways at
+# All frames at one quality, because all are shown: 48 dB for 59 KB a frame of the sample, where x264's usual ways at
 # preset superfast take 91 KB.
 LOSSY = {"preset": "medium", "tune": "psnr", "x264-params": f"mbtree=0:ipratio=1:pbratio=1:{CENTRED}"}
 LOSSLESS = {"preset": "veryfast", "crf": "0"}
