@@ -1,5 +1,6 @@
 """Videos encoded in segments, held against those by one encoder, by decoders that know nothing of either."""
 
+import re
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -256,6 +257,19 @@ def test_an_error_while_frames_are_made_ends_it(short: int) -> None:
     with pytest.raises(InterruptedError):
         list(encoded_in_segments(batches(), numbered, 2))
     assert threading.active_count() == before
+
+
+def test_x264_has_no_more_threads_than_make_it_faster(
+    tmp_path: Path, short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(software_encoder, "usable_cores", lambda: 16)
+    assert [software_encoder.x264_threads(height) for height in (90, 720, 1080, 2160)] == [3, 6, 9, 16]
+    write(tmp_path / "one.mp4", rgb_to_nv12(smooth(1, 64, 720)), 1)
+    write(tmp_path / "many.mp4", rgb_to_nv12(smooth(short + 1, 64, 720)), 2)
+    told = [re.findall(rb" threads=([0-9]+)", (tmp_path / name).read_bytes()) for name in ("one.mp4", "many.mp4")]
+    assert told == [[b"6"], [b"6", b"3"]]  # each encoder says so in its first packet
+    monkeypatch.setattr(software_encoder, "usable_cores", lambda: 2)
+    assert software_encoder.x264_threads(2160) == 2
 
 
 def test_where_segments_pay(monkeypatch: pytest.MonkeyPatch) -> None:
