@@ -12,7 +12,9 @@ from .audio import FEATURE_FILES, AudioEncoderLike, Features, load_features
 from .cuda import resolve_device
 from .errors import InputError
 from .find import find_audio_encoder
+from .halves import check_no_circle, load_onnx
 from .network import load_audio_encoder
+from .openvino_requests import own_threads
 from .private_openvino import PREPARING, openvino
 
 
@@ -63,8 +65,10 @@ def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> A
 
 
 def load_onnx_encoder(path: Path, device: torch.device) -> AudioEncoderLike:
+    read = load_onnx(path)  # OpenVINO would print what its parsers of other formats make of a damaged file
+    check_no_circle(path, read)
     try:
-        model = openvino.Core().read_model(path)
+        model = openvino.Core().read_model(read.SerializeToString())
     except RuntimeError:
         raise InputError(f"{path} is not an ONNX network that can be read.") from None
     shapes = [port.partial_shape for port in (*model.inputs, *model.outputs)]
@@ -73,7 +77,7 @@ def load_onnx_encoder(path: Path, device: torch.device) -> AudioEncoderLike:
         given = " and ".join(str(shape) for shape in shapes)
         raise InputError(f"{path} has {given}; an audio encoder takes a batch of (1, 80, 16) and gives one of (512,).")
     model.reshape([1, 1, 80, 16])
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **own_threads()})
     one_at_a_time = threading.Lock()  # there is one request, and renders may share the encoder
 
     def encode(mel: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 
 def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process may take, those of cached files among them: what the system has, or what the limits of
@@ -103,6 +101,8 @@ threads_before: list[int] = []
 def one_torch_thread() -> Iterator[None]:
     """torch works on one core meanwhile, in threads that begin meanwhile and in this one. How it rounds depends on how
     many it works on."""
+    import torch  # here, for the command line counts cores before torch is loaded
+
     with ONE_THREAD:
         before = threads_before[0] if threads_before else torch.get_num_threads()
         threads_before.append(before)

@@ -9,6 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from .host import cores_to_run_on, usable_cores
 from .private_openvino import openvino
 
 
@@ -19,7 +20,14 @@ def compiled_model(model: openvino.Model, precision: str) -> openvino.CompiledMo
     not of bytes. In other precisions it computes in the types that the model has.
     """
     types = {"INFERENCE_PRECISION_HINT": "bf16" if uses_bfloat16(precision) else "f32"}
-    return openvino.Core().compile_model(model, "CPU", {**types, "PERFORMANCE_HINT": "THROUGHPUT"})
+    return openvino.Core().compile_model(model, "CPU", {**types, **own_threads(), "PERFORMANCE_HINT": "THROUGHPUT"})
+
+
+def own_threads() -> dict[str, int]:
+    """OpenVINO's setting where control groups allow this process fewer cores than it sees: by itself it would take as
+    many threads as it sees cores, and memory for each (openvino #37838)."""
+    cores = usable_cores()
+    return {"INFERENCE_NUM_THREADS": cores} if cores < cores_to_run_on() else {}
 
 
 def uses_bfloat16(precision: str) -> bool:

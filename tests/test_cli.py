@@ -28,6 +28,7 @@ from PIL import Image
 
 from gpurender import UNet
 from gpurender.cli import main
+from gpurender.host import usable_cores
 
 
 @pytest.fixture
@@ -146,6 +147,27 @@ def test_no_memory_to_load_anything(
     assert result.stderr == (
         f"Error: {told} has too little free memory ({first_line}); {advice}give a smaller --batch or --memory.\n"
     )
+
+
+@pytest.mark.parametrize(("allowed", "asked", "threads"), [(1, None, 1), (1, "2", 2), (2, None, None)])
+def test_torch_takes_the_threads_that_control_groups_allow(
+    allowed: int, asked: str | None, threads: int | None
+) -> None:
+    script = f"""
+import os
+from gpurender import cli, host
+host.cores_to_run_on, host.usable_cores = lambda: 2, lambda: {allowed}
+cli.main(["compare", "a.mp4", "b.mp4"], standalone_mode=False)
+import torch
+print(torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": asked} if asked else {}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "a.mp4" in ran.stderr
+    count, setting = ran.stdout.split()
+    assert setting == str(threads)
+    assert threads is None or int(count) == min(threads, usable_cores())
 
 
 def test_help_teaches(run: Run) -> None:
@@ -497,6 +519,7 @@ def test_garbage_is_collected_once_everything_is_imported() -> None:
     program = """
 import gc
 from gpurender.cli import main
+from gpurender.host import usable_cores
 try:
     main(["make", "--template", "nowhere", "--audio", "hello"])
 except SystemExit as ended:

@@ -373,7 +373,7 @@ def test_audio_encoder_from_onnx_is_the_torch_one(tmp_path: Path, tiny_encoder: 
             np.testing.assert_allclose(features.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_bad_audio_encoders(tmp_path: Path, tiny_onnx: Path) -> None:
+def test_bad_audio_encoders(tmp_path: Path, tiny_onnx: Path, capfd: pytest.CaptureFixture[str]) -> None:
     cpu = torch.device("cpu")
     with pytest.raises(InputError, match="no such audio encoder"):
         load_audio_engine(tmp_path / "absent.pth", cpu)
@@ -382,9 +382,13 @@ def test_bad_audio_encoders(tmp_path: Path, tiny_onnx: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(InputError, match=r"\.onnx export or a \.pth checkpoint"):
         load_audio_engine(tmp_path / "a.txt", cpu)
-    (tmp_path / "a.onnx").write_text("")
-    with pytest.raises(InputError, match="not an ONNX network"):
-        load_audio_engine(tmp_path / "a.onnx", cpu)
+    circle = onnx.load(tiny_onnx)
+    circle.graph.node[3].input[0] = circle.graph.node[9].output[0]
+    for content, reason in ((b"", "not an ONNX network"), (b"ONNX", "corrupt"), (circle.SerializeToString(), "circle")):
+        (tmp_path / "a.onnx").write_bytes(content)
+        with pytest.raises(InputError, match=reason):
+            load_audio_engine(tmp_path / "a.onnx", cpu)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_window_shapes_tell_the_modes_apart() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import gpurender.openvino_network as module
-from gpurender import InputError, predict
+from gpurender import InputError, openvino_requests, predict
 from gpurender.cache import cache_directory, is_whole
 from gpurender.export import example_input
+from gpurender.host import usable_cores
 from gpurender.openvino_engine import OpenVinoEngine
 from gpurender.openvino_network import cached_network, make_ready
 from gpurender.openvino_requests import UnderWay
@@ -42,6 +43,19 @@ def test_the_second_time_it_comes_from_the_cache(tiny_onnx: Path, monkeypatch: p
     again = cached_network(tiny_onnx, None)
     assert again.mode == "ave"
     assert torch.equal(drawn(again), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_takes_no_more_cores_than_control_groups_allow(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    def at_once(cores: int) -> int:
+        monkeypatch.setattr(openvino_requests, "cores_to_run_on", lambda: 2)
+        monkeypatch.setattr(openvino_requests, "usable_cores", lambda: cores)
+        return OpenVinoEngine(make_ready(tiny_onnx, None), precision).batch
+
+    assert at_once(1) == 2  # while one frame is drawn, the next is prepared
+    assert at_once(2) == 2 * min(2, usable_cores())
 
 
 @pytest.mark.parametrize("name", ["decoder.bin", "encoder.bin", "encoder.xml", "decoder.xml"])
