@@ -1,5 +1,6 @@
 """An ONNX lip-sync network, cut in two where it begins to hear: what any engine loads."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from math import prod
@@ -60,8 +61,6 @@ def read_halves(path: Path, mode: Mode | None = None) -> Halves:
 def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode]:
     """Read an ONNX file: its inputs are face and audio then, of known shapes but for the batch."""
     model = load_onnx(path)
-    if not model.graph.node:
-        raise InputError(f"{path} is not an ONNX network that can be read.")
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     face, audio, found = recognise_inputs(path, model, mode)
@@ -85,9 +84,22 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
 
 def load_onnx(path: Path) -> ModelProto:
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
     except Exception as error:  # protobuf's errors, and those of files with external data
         raise InputError(f"{path} is not an ONNX network that can be read ({first_line(error)}).") from None
+    if not model.graph.node:
+        raise InputError(f"{path} is not an ONNX network that can be read.")
+    if not all(isinstance(word, str) for word in words_of(model)):  # where they are not UTF-8, protobuf gives bytes
+        raise InputError(f"{path} is not an ONNX network that can be read: a name in it is damaged.")
+    return model
+
+
+def words_of(model: ModelProto) -> Iterator[str]:
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for values in (model.graph.input, model.graph.output, model.graph.initializer, model.graph.value_info):
+        yield from (value.name for value in values)
 
 
 def weights_of(path: Path, tensor: TensorProto) -> np.ndarray:

@@ -26,8 +26,8 @@ from .timings import Timings
 Codec = Literal["h264", "hevc", "av1"]
 SEGMENT_THREADS = 3  # of x264 for each of several segments
 ROWS_A_THREAD = 120
-"""Of frames, for each of x264's threads, of which it has else as many as the machine has cores. At 1280×720, an encoder
-of 16 threads makes half as many frames as one of 3 beside it (measured on 2 cores and on 16), one of 6 as many."""
+"""Of frames, for each of x264's threads. By itself it has one for each core, or for each 64 rows: at 1280×720, an encoder
+of 11 threads makes half as many frames as one of 3 beside it (measured on 2 cores and on 16), one of 6 as many."""
 X265_DELAY = 2  # frames, by which its times for decoding are ahead of those for showing
 BT709 = 1  # H.273's code point for BT.709 primaries, transfer and matrix alike
 CENTRED = "chromaloc=1"

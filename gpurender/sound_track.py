@@ -46,9 +46,8 @@ class SoundTrack:
         self._written_seconds: Fraction | float = 0
         self._seconds: Fraction | float = 0
         packets = prefetch(self._encode(sound, source), AHEAD)
-        self._packets = chain(
-            [next(packets, None)], packets
-        )  # its thread begins when the first is asked for: all is set by now
+        # Its thread begins when the first is asked for: all is set by now.
+        self._packets = chain([next(packets, None)], packets)
         self._end = packets.close
 
     def write_until(self, seconds: Fraction | None) -> None:

@@ -605,6 +605,14 @@ def test_damaged_sound_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert [note[:52] for note in written.notes] == ["what could not be decoded of the sound is left out: "]
 
 
+def test_the_length_of_a_sound_is_known_however_quick_its_thread_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sound_track, "prefetch", lambda items, depth: (packet for packet in list(items)))
+    sound = clicks(tmp_path / "a.wav", 16_000, 1, seconds=3)
+    assert write_frames([smooth(75)], tmp_path / "a.mp4", fps=25, sound=sound).notes == []
+
+
 def test_a_sound_of_another_length_than_the_picture_is_told(tmp_path: Path) -> None:
     sound = clicks(tmp_path / "a.wav", 16_000, 1, seconds=3)
     assert write_frames([smooth(72)], tmp_path / "a.mp4", fps=25, sound=sound).notes == []

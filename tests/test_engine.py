@@ -1,3 +1,4 @@
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import inf, log10
@@ -15,6 +16,7 @@ from gpurender import (
     DeviceError,
     InputError,
     UNet,
+    audio_engine,
     load_audio_encoder,
     load_audio_engine,
     load_engine,
@@ -373,6 +375,18 @@ def test_audio_encoder_from_onnx_is_the_torch_one(tmp_path: Path, tiny_encoder: 
             np.testing.assert_allclose(features.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_audio_encoder_takes_no_more_cores_than_control_groups_allow(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_audio_encoder(tiny_encoder)
+    torch.onnx.export(
+        encoder, (torch.zeros(1, 1, 80, 16),), tmp_path / "a.onnx", dynamo=True, external_data=False, verbose=False
+    )
+    monkeypatch.setattr(audio_engine, "own_threads", lambda: {"INFERENCE_NUM_THREADS": "two"})
+    with pytest.raises(RuntimeError, match="INFERENCE_NUM_THREADS"):
+        load_audio_engine(tmp_path / "a.onnx", torch.device("cpu"))
+
+
 def test_bad_audio_encoders(tmp_path: Path, tiny_onnx: Path, capfd: pytest.CaptureFixture[str]) -> None:
     cpu = torch.device("cpu")
     with pytest.raises(InputError, match="no such audio encoder"):
@@ -384,9 +398,16 @@ def test_bad_audio_encoders(tmp_path: Path, tiny_onnx: Path, capfd: pytest.Captu
         load_audio_engine(tmp_path / "a.txt", cpu)
     circle = onnx.load(tiny_onnx)
     circle.graph.node[3].input[0] = circle.graph.node[9].output[0]
-    for content, reason in ((b"", "not an ONNX network"), (b"ONNX", "corrupt"), (circle.SerializeToString(), "circle")):
+    misspelt = tiny_onnx.read_bytes().replace(b"Relu", b"\xc3elu")  # no UTF-8
+    for content, reason in (
+        (b"", "not an ONNX network"),
+        (b"ONNX", "not an ONNX network that can be read ("),
+        (b"\x08\x07\x12\x02hi", "not an ONNX network"),
+        (circle.SerializeToString(), "run in a circle"),
+        (misspelt, "not an ONNX network that can be read"),
+    ):
         (tmp_path / "a.onnx").write_bytes(content)
-        with pytest.raises(InputError, match=reason):
+        with pytest.raises(InputError, match=re.escape(reason)):
             load_audio_engine(tmp_path / "a.onnx", cpu)
     assert capfd.readouterr() == ("", "")
 

@@ -151,7 +151,9 @@ def test_networks_that_cannot_be_run_are_told(tmp_path: Path, tiny_onnx: Path) -
     cut_off.raw_data = cut_off.raw_data[:-4]
     circle = onnx.load(tiny_onnx)
     circle.graph.node[3].input[0] = circle.graph.node[9].output[0]
+    misspelt = onnx.load_from_string(tiny_onnx.read_bytes().replace(b"Relu", b"\xc3elu"))  # no UTF-8
     for model, words in (
+        (misspelt, "a name in it is damaged"),
         (short, f"{cut_off.name} has not the weights that its"),
         (circle, "run in a circle"),
     ):
