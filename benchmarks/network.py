@@ -6,8 +6,9 @@ Ways differ in precision, in the order of memory (channels last or first), and i
 by one (`eager`), from a CUDA graph (`graph`; with cuDNN's search for its fastest kernels before, `searched graph`), or
 compiled by `torch.compile`, which has graphs of its own (`compiled`, where `--launch` asks; on a GPU in fp16 with
 channels last alone, for each takes a minute; a CPU needs a C++ compiler for it); or, in half precision on a GPU, our
-own kernels (`kernels`, `kernels graph`: what the torch engine does). The first half sees the template alone, the second
-one runs for each output frame. Weights are by rule: PSNR against float32 is the hard case's.
+own kernels (`kernels`, which is what the torch engine does in the first half, and `kernels graph`, in the second). The
+first half sees the template alone, the second one runs for each output frame. Weights are by rule: PSNR against float32
+is the hard case's.
 """
 
 import math

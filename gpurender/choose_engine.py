@@ -74,6 +74,8 @@ def load_engine(
         raise InputError(f"{path}: a network is an .onnx export or a .pth checkpoint.")
     check_choice("engine", engine, get_args(EngineName))
     check_choice("precision", precision, get_args(Precision))
+    if mode is not None:
+        check_choice("kind of features", mode, get_args(Mode))
     device = resolve_device(device)
     notes: list[str] = []
     asked = engine

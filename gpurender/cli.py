@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -48,6 +49,7 @@ class Commands(click.Group):
         except (RuntimeError, MemoryError) as error:  # before a render begins, which has its own words
             from .cuda import is_out_of_memory  # torch is loaded by now
 
+            tell_of_threads(ctx, error)
             if not is_out_of_memory(error):
                 raise
             whose, advice = "this machine", ""
@@ -61,10 +63,23 @@ class Commands(click.Group):
             ctx.exit(2)
         except BrokenPipeError:
             raise  # as of `| head`: click ends without a word
-        except OSError as error:  # a directory that may not be entered, a name that is too long, a full standard output
+        except OSError as error:
+            tell_of_threads(ctx, error)
+            # a directory that may not be entered, a name that is too long, a full standard output
             named = "" if error.filename is None else f"{error.filename}: "
             click.echo(f"Error: {named}{error.strerror or error}.", err=True)
             ctx.exit(2)
+
+
+def tell_of_threads(ctx: click.Context, error: Exception) -> None:
+    """End the command where the system gives it no more threads."""
+    if any(words in str(error) for words in ("can't start new thread", os.strerror(errno.EAGAIN))):
+        click.echo(
+            "Error: the system gives this process no more threads; allow it a hundred or more "
+            "(docker run --pids-limit, Kubernetes' podPidsLimit, ulimit -u).",
+            err=True,
+        )
+        ctx.exit(2)
 
 
 CLEANING_SECONDS = 5.0
@@ -253,7 +268,8 @@ def main() -> None:
     type=click.IntRange(0),
     metavar="MIB",
     help="Memory on the device for a template's frames that stay decoded, and for work on them that is done once.  "
-    "[default: half of what is free on a GPU; on a CPU a quarter, at least 512, or 0 if the frames take more than 512]",
+    "[default: half of what is free on a GPU; on a CPU a quarter, at least 512 if as much remains, or 0 if the frames "
+    "take more than 512]",
 )
 @click.option(
     "--decoder",

@@ -318,14 +318,14 @@ def without_gpu(what: str) -> str:
 
 def trial_render() -> dict[str, Any]:
     """What a render of a moment of the avatar uses, all choices left to gpurender."""
-    with tempfile.TemporaryDirectory(prefix="gpurender-") as directory:
-        features = Path(directory) / "features.npy"
-        np.save(features, np.zeros((2 * FRAMES, 512), np.float32))
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="gpurender-") as directory:
+            features = Path(directory) / "features.npy"
+            np.save(features, np.zeros((2 * FRAMES, 512), np.float32))
             summary = make("avatar", features, Path(directory) / "out.mp4")
-        except (InputError, DeviceError, OutputError) as error:
-            return {"error": str(error)}
-        except Exception as error:  # the report is wanted most where something breaks
-            return {"error": unexpected(error)}
+    except (InputError, DeviceError, OutputError) as error:
+        return {"error": str(error)}
+    except Exception as error:  # the report is wanted most where something breaks
+        return {"error": unexpected(error)}
     keys = ("device", "engine", "precision", "measured_psnr_db", "batch", "decoder", "encoder", "notes")
     return {key: value for key, value in summary.as_dict().items() if key in keys}

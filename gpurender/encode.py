@@ -143,7 +143,8 @@ def write_frames(
         ValueError: frames are not of these types and shapes, or not all alike.
         InputError: `out` is no such name, or `fps` or `quality` out of range, or `sound` cannot be decoded.
         DeviceError: the encoder that was asked for is not here.
-        OutputError: `out` exists or cannot be written, or the disk is full. Nothing is left there.
+        OutputError: `out` exists or cannot be written, or the disk is full. No video is left there, and no
+            unfinished picture.
     """
     out = Path(out)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from .cache import cache_directory, hash_of, is_whole, seal
 from .crop import MASK_X, MASK_Y
 from .cuda import on_the_host, without_autocast
-from .errors import InputError, OutputError
+from .errors import InputError, OutputError, check_choice
 from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .output import complete_or_absent
 
@@ -83,6 +83,7 @@ def export_onnx(
         raise InputError(f"{out}: an ONNX export is named .onnx.")
     if max_batch < 1:
         raise InputError(f"max_batch is at least 1, given {max_batch}.")
+    check_choice("precision of an export", precision, get_args(ExportPrecision))
     network = load_network(checkpoint, mode)
     if isinstance(network, AudioEncoder) and precision != "fp32":
         raise InputError(f"{checkpoint} is an audio encoder, which is exported in fp32 only: it is small.")

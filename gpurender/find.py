@@ -40,7 +40,7 @@ def find_network(template: str | Path, prefer: Literal[".onnx", ".pth"] = ".onnx
 
     Args:
         template: its directory, or `avatar`, the bundled one.
-        prefer: which kind to take where there are both.
+        prefer: which kind to take where a directory has both.
 
     Raises:
         InputError: there is none.

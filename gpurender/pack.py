@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from .audio_engine import load_audio_engine
-from .errors import InputError, OutputError
+from .errors import InputError, OutputError, check_choice
 from .export import OUTPUTS, cached_onnx, export_onnx, forget_its_origin
 from .find import find_audio_encoder, find_network, find_template
 from .halves import read_network
@@ -99,6 +99,8 @@ def pack_template(
     progress = progress or Silent()
     path, out = find_template(template), Path(out)
     check_output_directory(out, overwrite, VIDEO, [path, model, audio_encoder])
+    if mode is not None:
+        check_choice("kind of features", mode, FRAME_RATES)
     person = open_template(path)
     if not lossless and (person.width % 2 or person.height % 2):
         raise InputError(

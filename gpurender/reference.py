@@ -49,7 +49,7 @@ def write_reference(
 ) -> ReferenceSet:
     """Write a reference set of a render: sample frames, and what went into the network and came out, in float32.
 
-    The same inputs on the same machine give the same bytes.
+    On a CPU, the same inputs on the same machine give the same bytes.
 
     Args:
         template, audio, model, audio_encoder, fps, order, start_frame, parsing: as `make` has them.

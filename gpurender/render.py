@@ -263,8 +263,8 @@ def make(
         progress: is told about stages and frames.
 
     Raises:
-        InputError, DeviceError, OutputError: with what to do about it; nothing is left at `out` then, unless it is the
-            report or the trace that cannot be written.
+        InputError, DeviceError, OutputError: with what to do about it; no video is left at `out` then, unless it is the
+            report or the trace that cannot be written; of numbered pictures, those that were complete are.
     """
     began = time.perf_counter()
     progress = progress or Silent()

@@ -215,8 +215,9 @@ def open_template(
         device: where frames are put; `auto`, `cpu`, `cuda` or `cuda:N`.
         parsing: use the parsing masks; None uses them if they are there.
         memory_budget: bytes to spend on the device on decoded frames and work on them that is worth keeping; None is
-            half of the free memory on a GPU. On a CPU it is a quarter, and at least 512 MiB, for a template whose
-            frames fit 512 MiB as RGB; none for a larger one. A few frames of a video are kept whatever it is.
+            half of the free memory on a GPU. On a CPU it is a quarter, and at least 512 MiB where as much
+            remains, for a template whose frames fit 512 MiB as RGB; none for a larger one. A few frames of a video are
+            kept whatever it is.
         decoder: of pictures `dali` or `pillow`, of a video `nvdec` or `pyav`; dali works on a CPU too. `auto` is the
             GPU's on a GPU, where it can decode the frames (a note says why not), and the host's on a CPU.
         keep_frames: keep decoded frames, while they fit half of the budget; `render` keeps what it makes of them itself
@@ -271,7 +272,7 @@ def open_template(
         else:
             all_fit = len(rects) * 3 * source.size[0] * source.size[1] <= CPU_MEMORY_BUDGET
             # Work on many frames takes gigabytes, which nobody asked for, and keeping some of it gains little.
-            memory_budget = max(CPU_MEMORY_BUDGET, (free_memory() or 0) // 4) if all_fit else 0
+            memory_budget = cpu_budget(free_memory()) if all_fit else 0
     return Template(
         path,
         source,
@@ -285,6 +286,14 @@ def open_template(
         mask_files,
         keep_frames,
     )
+
+
+def cpu_budget(free: int | None) -> int:
+    """Bytes to keep of so many. A render takes others besides, the avatar's 400 MiB once its template is open: in a
+    container of 1 GiB the system would end it."""
+    if free is None:
+        return CPU_MEMORY_BUDGET
+    return max(min(CPU_MEMORY_BUDGET, free - CPU_MEMORY_BUDGET), free // 4)
 
 
 # --- which files belong together -------------------------------------------------------------------------------------

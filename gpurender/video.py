@@ -93,7 +93,7 @@ class VideoFrames:
         frame = self._frame(number)
         try:
             return self.turned(to_rgb(frame, self._reformatter))
-        except MemoryError:
+        except (MemoryError, BlockingIOError):  # the latter where it can start no threads
             raise
         except av.error.FFmpegError as error:  # of some matrices it knows no way to RGB, YCgCo and ICtCp among them
             raise InputError(

@@ -1,5 +1,6 @@
 """The program as users run it: what it makes, what it says, and what it refuses."""
 
+import errno
 import fcntl
 import gc
 import importlib
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import pytest
 import soundfile
@@ -117,6 +119,24 @@ def test_export(run: Run, tiny_unet: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "checked with ONNX Runtime: largest difference" in result.output
     assert run("export", tiny_unet, "--out", "a.onnx").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        RuntimeError("Exception from src/inference/src/cpp/core.cpp:116:\nResource temporarily unavailable"),
+        av.error.BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), "a.mp4"),
+    ],
+)
+def test_no_more_threads(run: Run, anna: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*given: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("gpurender.render"), "make", fails)
+    result = run("make", "--template", anna, "--audio", "hello")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: the system gives this process no more threads; allow it a hundred or more ")
 
 
 HOSTS = "DefaultCPUAllocator: can't allocate memory"

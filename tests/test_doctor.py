@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from gpurender import doctor
 from gpurender.cli import main
 from gpurender.doctor import Examination, examine, tried
 from gpurender.errors import DeviceError
@@ -69,6 +70,14 @@ def test_a_path_that_breaks_does_not_hide_the_others() -> None:
     assert tried("encode", "nvenc", "cuda:0", refuses).detail == "all sessions are taken."
     broken = tried("encode", "nvenc", "cuda:0", breaks)
     assert (broken.works, broken.detail) == (False, "fails unexpectedly (KeyError: 'odd')")
+
+
+def test_without_a_temporary_directory_it_still_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**given: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryDirectory", none)
+    assert "No usable temporary directory" in doctor.trial_render()["error"]
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, examination: Examination) -> None:

@@ -17,7 +17,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from PIL import Image
 
-from gpurender import InputError, OutputError, rgb_to_nv12, sound_track, write_frames
+from gpurender import InputError, OutputError, rgb_to_nv12, software_encoder, sound_track, write_frames
 from gpurender.encode import check_destination
 from gpurender.mjpeg import jpeg_quality
 from gpurender.software_encoder import Codec, SoftwareEncoder, nv12_frames, yuv_frames
@@ -331,6 +331,30 @@ def test_encoders_that_do_not_go_with_the_rest(tmp_path: Path, name: str, encode
 def test_the_hosts_encoder_of_each_codec_can_be_asked_for(tmp_path: Path, codec: Codec, library: str) -> None:
     written = write_frames([smooth(3)], tmp_path / "a.mp4", fps=25, encoder="x264", codec=codec)
     assert written.encoder == library
+
+
+@pytest.mark.parametrize("allowed", [1, 2])
+@pytest.mark.parametrize("codec", ["hevc", "av1"])
+def test_the_hosts_encoders_take_the_cores_that_control_groups_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: Codec, allowed: int
+) -> None:
+    monkeypatch.setattr(software_encoder, "cores_to_run_on", lambda: 2)
+    monkeypatch.setattr(software_encoder, "usable_cores", lambda: allowed)
+    write_frames([smooth(3)], tmp_path / "a.mp4", fps=25, codec=codec)
+    assert len(decoded(tmp_path / "a.mp4")) == 3
+    if codec == "hevc":  # x265 writes into its first packet what it was told
+        assert (b" numa-pools=1 " in (tmp_path / "a.mp4").read_bytes()) == (allowed == 1)
+    assert software_encoder.options_of("av1").get("svtav1-params") == ("lp=1" if allowed == 1 else None)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="Linux has it")
+def test_a_sandbox_may_refuse_that_scheduling_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with software_encoder.scheduling_kept():
+        pass
 
 
 def test_svt_av1_does_not_make_this_thread_a_real_time_one(tmp_path: Path) -> None:

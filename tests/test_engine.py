@@ -220,6 +220,8 @@ def test_what_is_kept_for_bfloat16_is_bfloat16(tiny_onnx: Path) -> None:
 
 def test_other_engines_are_refused(tiny_onnx: Path) -> None:
     wrong: Any = "onnxruntime"
+    with pytest.raises(InputError, match="'mel' is no kind of features; choose ave, "):
+        load_engine(tiny_onnx, mode=cast(Any, "mel"))
     with pytest.raises(InputError, match="'onnxruntime' is no engine; choose auto, "):
         load_engine(tiny_onnx, device="cpu", engine=wrong)
 

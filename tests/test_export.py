@@ -4,6 +4,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -101,6 +102,8 @@ def test_refusals(tmp_path: Path, tiny_unet: Path) -> None:
             export_onnx(tiny_unet, tmp_path / name)
     with pytest.raises(InputError, match="max_batch is at least 1"):
         export_onnx(tiny_unet, tmp_path / "b.onnx", max_batch=0)
+    with pytest.raises(InputError, match="'bf16' is no precision of an export; choose fp32, fp16"):
+        export_onnx(tiny_unet, tmp_path / "b.onnx", precision=cast(Any, "bf16"))
 
 
 def test_the_cache_is_private_and_keyed_by_content(

@@ -6,7 +6,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -234,6 +234,8 @@ def test_networks_under_other_names_get_the_packages(
     onnx.checker.check_model(model)
     path = make_template()
     onnx.save(model, path / "generator.onnx")
+    with pytest.raises(InputError, match="'mel' is no kind of features; choose ave, "):
+        pack_template("anna", "b", mode=cast(Any, "mel"))
     with pytest.raises(InputError, match="no audio encoder for anna"):
         pack_template(path, tmp_path / "package")
     pack_template(path, tmp_path / "package", audio_encoder=tiny_encoder, lossless=True)

@@ -283,7 +283,7 @@ def test_plenty_of_memory_is_not_all_taken(make_template: MakeTemplate, device: 
     assert template.memory_left == 2**30 - 5 * 320 * 240 * 3
 
 
-@pytest.mark.parametrize(("free", "budget"), [(None, 512), (1024, 512), (8192, 2048)])  # MiB
+@pytest.mark.parametrize(("free", "budget"), [(None, 512), (600, 150), (900, 388), (1024, 512), (8192, 2048)])  # MiB
 def test_the_default_budget_is_a_quarter_of_what_is_free(
     make_template: MakeTemplate, monkeypatch: pytest.MonkeyPatch, free: int | None, budget: int
 ) -> None:
