@@ -26,8 +26,8 @@ from .timings import Timings
 Codec = Literal["h264", "hevc", "av1"]
 SEGMENT_THREADS = 3  # of x264 for each of several segments
 ROWS_A_THREAD = 120
-"""Of frames, for each of x264's threads. By itself it has one for each core or for each 64 rows: 11 of 1280×720, and makes
-half as many frames as an encoder of 3 beside it then (measured on 2 cores and on 16); with 6, as many."""
+"""Of frames, for each of x264's threads. By itself it has one for each core or for each 64 rows, 11 of 1280×720, and
+makes half as many frames then as an encoder of 3 beside it (measured on 2 cores and on 16); with 6, as many."""
 MOST_PARALLEL = 6  # SVT-AV1's highest level of parallelism; its levels suit as many cores and more
 X265_DELAY = 2  # frames, by which its times for decoding are ahead of those for showing
 BT709 = 1  # H.273's code point for BT.709 primaries, transfer and matrix alike
