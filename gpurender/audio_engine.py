@@ -14,7 +14,7 @@ from .errors import InputError
 from .find import find_audio_encoder
 from .halves import check_no_circle, load_onnx
 from .network import load_audio_encoder
-from .openvino_requests import own_threads
+from .openvino_requests import compiled_on_cpu
 from .private_openvino import PREPARING, openvino
 
 
@@ -77,12 +77,12 @@ def load_onnx_encoder(path: Path, device: torch.device) -> AudioEncoderLike:
         given = " and ".join(str(shape) for shape in shapes)
         raise InputError(f"{path} has {given}; an audio encoder takes a batch of (1, 80, 16) and gives one of (512,).")
     model.reshape([1, 1, 80, 16])
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **own_threads()})
+    ready = compiled_on_cpu(model, {"INFERENCE_PRECISION_HINT": "f32"})
     one_at_a_time = threading.Lock()  # there is one request, and renders may share the encoder
 
     def encode(mel: Tensor) -> Tensor:
         with one_at_a_time:
-            rows = [compiled(row[None])[0].copy() for row in mel.cpu().numpy()]
+            rows = [ready(row[None])[0].copy() for row in mel.cpu().numpy()]
         return torch.from_numpy(np.concatenate(rows)).to(device)
 
     return encode

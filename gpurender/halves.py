@@ -61,8 +61,6 @@ def read_halves(path: Path, mode: Mode | None = None) -> Halves:
 def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode]:
     """Read an ONNX file: its inputs are face and audio then, of known shapes but for the batch."""
     model = load_onnx(path)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
     face, audio, found = recognise_inputs(path, model, mode)
     for tensor in model.graph.initializer:
         if tensor.data_type in FLOATS and np.isnan(weights_of(path, tensor)).any():
@@ -83,9 +81,12 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
 
 
 def load_onnx(path: Path) -> ModelProto:
+    """Read an ONNX file; the functions that it defines are written out, as OpenVINO knows none."""
     try:
         model = onnx.load(path)
-    except Exception as error:  # protobuf's errors, and those of files with external data
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # protobuf's errors, those of files with external data, and of functions in a circle
         raise InputError(f"{path} is not an ONNX network that can be read ({first_line(error)}).") from None
     if not model.graph.node:
         raise InputError(f"{path} is not an ONNX network that can be read.")

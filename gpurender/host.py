@@ -1,4 +1,5 @@
-"""How much of the host's memory this process may still take, how many of its cores, and whether it was forked."""
+"""How much of the host's memory this process may still take, how many of its cores and threads, and whether it was
+forked."""
 
 import math
 import os
@@ -90,6 +91,20 @@ def what_groups_allow(lines: list[str], mounted: Path) -> Iterator[float]:
                 yield int(quota) / int(period)
         except (OSError, ValueError, ZeroDivisionError):  # no such file, or it says `max`
             continue
+
+
+def check_threads() -> None:
+    """Raise RuntimeError if the system gives this process too few threads for two pools of as many as it has cores."""
+    may_end = threading.Event()
+    tried = [threading.Thread(target=may_end.wait, daemon=True) for _ in range(2 * usable_cores() + 2)]
+    try:
+        for thread in tried:
+            thread.start()
+    finally:
+        may_end.set()
+        for thread in tried:
+            if thread.ident is not None:  # it was started
+                thread.join()
 
 
 ONE_THREAD = threading.Lock()

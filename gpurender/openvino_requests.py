@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from .host import cores_to_run_on, usable_cores
+from .host import check_threads, cores_to_run_on, usable_cores
 from .private_openvino import openvino
 
 
@@ -20,7 +20,13 @@ def compiled_model(model: openvino.Model, precision: str) -> openvino.CompiledMo
     not of bytes. In other precisions it computes in the types that the model has.
     """
     types = {"INFERENCE_PRECISION_HINT": "bf16" if uses_bfloat16(precision) else "f32"}
-    return openvino.Core().compile_model(model, "CPU", {**types, **own_threads(), "PERFORMANCE_HINT": "THROUGHPUT"})
+    return compiled_on_cpu(model, {**types, "PERFORMANCE_HINT": "THROUGHPUT"})
+
+
+def compiled_on_cpu(model: openvino.Model, settings: dict[str, str]) -> openvino.CompiledModel:
+    """The model for the CPU; RuntimeError if the system gives this process too few threads."""
+    check_threads()  # it starts a few; where it cannot, it may wait for ever, and hear no interrupt
+    return openvino.Core().compile_model(model, "CPU", {**settings, **own_threads()})
 
 
 def own_threads() -> dict[str, int | bool]:
@@ -51,11 +57,11 @@ class Requests:
     """
 
     def __init__(self, model: openvino.Model, precision: str) -> None:
-        compiled = compiled_model(model, precision)
-        self.output_shapes = [tuple(port.shape)[1:] for port in compiled.outputs]
-        self.at_once: int = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        ready = compiled_model(model, precision)
+        self.output_shapes = [tuple(port.shape)[1:] for port in ready.outputs]
+        self.at_once: int = ready.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         # Two batches: while one is finished and pasted, the next is under way.
-        self._requests = itertools.cycle([compiled.create_infer_request() for _ in range(4 * self.at_once)])
+        self._requests = itertools.cycle([ready.create_infer_request() for _ in range(4 * self.at_once)])
         self._lock = threading.Lock()  # renders may share the engine
 
     def start(self, items: Sequence[tuple[Tensor, ...]], outputs: Sequence[tuple[Tensor, ...]]) -> "UnderWay":

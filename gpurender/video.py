@@ -162,6 +162,8 @@ class VideoFrames:
                 self._keep(self._last, frame)
                 if self._last >= number:
                     return frame if self._last == number else None
+        except BlockingIOError:  # the decoder could start no threads
+            raise
         except av.error.FFmpegError:
             pass  # `_frame` raises if every other way fails too
         self._last = None

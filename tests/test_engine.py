@@ -16,11 +16,11 @@ from gpurender import (
     DeviceError,
     InputError,
     UNet,
-    audio_engine,
     load_audio_encoder,
     load_audio_engine,
     load_engine,
     load_unet,
+    openvino_requests,
     predict,
 )
 from gpurender.cuda import resolve_device
@@ -384,9 +384,33 @@ def test_the_audio_encoder_takes_no_more_cores_than_control_groups_allow(
     torch.onnx.export(
         encoder, (torch.zeros(1, 1, 80, 16),), tmp_path / "a.onnx", dynamo=True, external_data=False, verbose=False
     )
-    monkeypatch.setattr(audio_engine, "own_threads", lambda: {"INFERENCE_NUM_THREADS": "two"})
+    monkeypatch.setattr(openvino_requests, "own_threads", lambda: {"INFERENCE_NUM_THREADS": "two"})
     with pytest.raises(RuntimeError, match="INFERENCE_NUM_THREADS"):
         load_audio_engine(tmp_path / "a.onnx", torch.device("cpu"))
+
+
+def with_function(calls: str) -> onnx.ModelProto:
+    """An audio encoder with a function of its own, which may call itself."""
+    node, value, opsets = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.helper.make_opsetid
+    versions = [opsets("", 18), opsets("own", 1)]
+    step = node(calls, ["a"], ["b"], domain="own" if calls == "Step" else "")
+    function = onnx.helper.make_function("own", "Step", ["a"], ["b"], [step], versions)
+    nodes = [node("Reshape", ["mel", "s"], ["f"]), node("Step", ["f"], ["r"], domain="own")]
+    nodes.append(node("MatMul", ["r", "w"], ["y"]))
+    sizes = onnx.numpy_helper.from_array(np.array([-1, 1280]), "s")
+    weights = onnx.numpy_helper.from_array(np.ones((1280, 512), np.float32), "w")
+    inputs, outputs = ([value(name, 1, shape)] for name, shape in (("mel", ["n", 1, 80, 16]), ("y", ["n", 512])))
+    graph = onnx.helper.make_graph(nodes, "encoder", inputs, outputs, [sizes, weights])
+    return onnx.helper.make_model(graph, functions=[function], opset_imports=versions, ir_version=9)
+
+
+def test_an_audio_encoder_may_have_functions_of_its_own(tmp_path: Path) -> None:
+    mel = torch.ones(2, 1, 80, 16)
+    for calls in ("Relu", "Step"):
+        onnx.save(with_function(calls), tmp_path / f"{calls}.onnx")
+    assert torch.equal(load_audio_engine(tmp_path / "Relu.onnx", "cpu")(mel), torch.full((2, 512), 1280.0))
+    with pytest.raises(InputError, match="not an ONNX network that can be read"):
+        load_audio_engine(tmp_path / "Step.onnx", "cpu")  # which it calls itself
 
 
 def test_bad_audio_encoders(tmp_path: Path, tiny_onnx: Path, capfd: pytest.CaptureFixture[str]) -> None:

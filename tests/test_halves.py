@@ -67,7 +67,9 @@ def test_what_crosses_the_cut_of_the_full_width(seeded_onnx: Path) -> None:
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    names=st.tuples(st.text("abc/.:1", min_size=1), st.text("xyz/.:2", min_size=1)),
+    names=st.tuples(st.text("abc/.:1", min_size=1), st.text("xyz/.:2", min_size=1)).filter(
+        lambda two: two[0] != two[1]
+    ),
     swapped=st.booleans(),
     batch=st.sampled_from(["n", 1, 2, None]),
     half=st.booleans(),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpurender import host
-from gpurender.host import free_memory, usable_cores
+from gpurender.host import check_threads, free_memory, usable_cores
 
 V1, V2 = "4:memory:/jobs/one\n0::/", "0::/jobs/one"
 NO_LIMIT = 2**63 - 4096  # as v1 says it
@@ -154,3 +154,22 @@ def test_renders_that_overlap_leave_torch_its_threads() -> None:
         assert torch.get_num_threads() == 3  # what it was before these, not before the first
     finally:
         torch.set_num_threads(before)
+
+
+def test_too_few_threads_are_told_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    check_threads()
+    assert threading.active_count() == before
+    start, started = threading.Thread.start, []
+
+    def start_two(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        check_threads()
+    assert len(started) == 2
+    assert threading.active_count() == before

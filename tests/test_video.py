@@ -1,3 +1,5 @@
+import errno
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -6,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import av
+import av.error
 import cv2
 import numpy as np
 import pytest
@@ -408,3 +411,13 @@ def test_damage_is_told_with_the_frame(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"damaged\.mov: frame 6 of 10 cannot be decoded; the file is damaged there"):
         source.frames([5, 6])
     assert [read_number(frame.numpy()) for frame in source.frames([9, 7, 5])] == [9, 7, 5]
+
+
+def test_missing_threads_are_no_damage(video: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def starts_none(frames: VideoFrames) -> None:
+        raise av.error.BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), "a.mp4")
+
+    frames = VideoFrames(video("long.mp4"))
+    monkeypatch.setattr(VideoFrames, "_decode_next", starts_none)
+    with pytest.raises(BlockingIOError):
+        frames.frames([30])
