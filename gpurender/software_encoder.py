@@ -154,8 +154,8 @@ class SoftwareEncoder:
 
 
 def options_of(codec: Codec) -> dict[str, str]:
-    """With threads for the cores that control groups allow: for all that they see, on 64, x265 and SVT-AV1 take 400 to
-    600 MB more (measured)."""
+    """With threads for the cores that control groups allow: for 64 that they see, x265 and SVT-AV1 take 370 to 630 MB
+    more (measured with a stand-in for those cores)."""
     options, cores = dict(LIBRARIES[codec].options), usable_cores()
     if cores < cores_to_run_on():
         if codec == "hevc":
