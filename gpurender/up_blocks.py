@@ -1,6 +1,5 @@
 """The `up` blocks with which a network ends, found in OpenVINO's graph."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,9 +82,10 @@ def up_block(
     if source is None or source.get_node().get_friendly_name() not in inputs:
         return None
     ends = stem[1] if stem else None, convolution_of(last) if last else None
-    weights = UpWeights._make([*weights_of(one), *weights_of(two), *ends])
-    pairs = [*in_pairs([*weights_of(one), *weights_of(two)]), *in_pairs(ends[0] or ()), *in_pairs(ends[1] or ())]
-    if any(len(array) != len(bias) for array, bias in pairs) or (ends[1] and len(ends[1][0]) != PICTURE):
+    of_blocks = [*weights_of(one), *weights_of(two)]
+    arrays = [*of_blocks, *(ends[0] or ()), *(ends[1] or ())]  # each followed by its bias
+    unequal = any(len(array) != len(bias) for array, bias in zip(arrays[::2], arrays[1::2], strict=True))
+    if unequal or (ends[1] and len(ends[1][0]) != PICTURE):
         return None
     inner, filtered, inner2, filtered2 = (
         convolution.input_value(0) for block in (one, two) for convolution in (block.depthwise, block.project)
@@ -98,14 +98,9 @@ def up_block(
         width=width,
         below=resize.input_value(0).get_shape()[1],
         face=source.get_shape()[1] if stem else 0,
-        weights=weights,
+        weights=UpWeights._make([*of_blocks, *ends]),
         multiplied=[value.get_node().get_friendly_name() for value in multiplied],
     )
-
-
-def in_pairs(arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weights and biases that follow each other, in pairs."""
-    return list(zip(arrays[::2], arrays[1::2], strict=True))
 
 
 def doubles(resize: openvino.Node) -> bool:
