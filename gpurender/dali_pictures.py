@@ -66,9 +66,6 @@ class DaliPictures:
             if why := unfit(file):
                 self._set_aside(file, why)
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def frames(self, indices: Sequence[int]) -> list[Tensor]:
         """(3,H,W) uint8 RGB on the device, of each; ready on torch's current stream. Any thread may call.
 

@@ -40,9 +40,6 @@ class Pictures:
         self.size = size
         self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
 
-    def __len__(self) -> int:
-        return len(self.files)
-
     def frames(self, indices: Sequence[int]) -> list[Tensor]:
         """(3,H,W) uint8 RGB on the CPU, of each.
 
