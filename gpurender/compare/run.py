@@ -163,8 +163,9 @@ def read_and_measured(
         for number, of_a, of_b in pairs:
             x0, y0, x1, y1 = judged.rect(number)
             figures = compare_pictures(*(frame[:, y0:y1, x0:x1].to(device) for frame in (of_a, of_b)))
-            both = a.reference is not None and b.reference is not None
-            arrays = array_differences(a.reference, b.reference, number) if both else {}  # pyright: ignore
+            arrays: dict[str, float] = {}
+            if a.reference is not None and b.reference is not None:
+                arrays = array_differences(a.reference, b.reference, number)
             yield Pair(number, of_a, of_b, figures, arrays)
             del of_a, of_b
 
