@@ -73,8 +73,7 @@ class Timings:
             self.host_seconds[name] = self.host_seconds.get(name, 0.0) + ended - began
             if self.spans is not None and self._first is not None:
                 self.spans.append(Span(name, False, thread, began - self._first, ended - self._first))
-        if events:
-            with self._one_thread:
+            if events:
                 running = self._running.setdefault(name, [])
                 running.append(Running(thread, *events))
                 while len(running) > 1 and running[0].end.query():
