@@ -170,7 +170,7 @@ def crop_op(
 
 
 @fake_of("crop")
-def allocate_for(
+def _(
     frames: Tensor, rects: Tensor, dtype: torch.dtype | None, matrix: str, full_range: bool, impl: str | None
 ) -> tuple[Tensor, Tensor]:
     return allocate(frames, dtype)
