@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 
 from .measured import Change, Record, find, size_of, sizes
 from .plots import Point, bars, curve, roofline
-from .stages import STAGES, SWEEP, is_once
-from .table import WHOLE, number, path_taken, spread, written
+from .stages import STAGES, SWEEP
+from .table import WHOLE, number, path_taken, spread, starred, written
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fcfcfb; --card: #ffffff; --ink: #1b1f24; --soft: #5c6670;
@@ -119,10 +119,6 @@ def stage_table(made: Record, size: str) -> Iterator[str]:
     yield from shown_table(
         ("stage, alone", "ms a frame", "spread", "frames/s", "bytes a frame", "arithmetic", "of the limit"), rows
     )
-
-
-def starred(stage: str, result: dict) -> str:
-    return f"{stage} *" if is_once(stage, result["parameters"]["device"]) else stage
 
 
 def sweep(made: Record) -> Iterator[str]:

@@ -74,13 +74,16 @@ def path_taken(made: Record, size: str) -> str:
 def stage_line(made: Record, stage: str, size: str, result: dict) -> str:
     least = find(made, f"{stage}: least", size)
     milliseconds = result["median"]
-    name = f"{stage}{' *' if is_once(stage, result['parameters']['device']) else ''}"
     rate = f"{1000 / milliseconds:.0f}" if milliseconds else ""
     range_ = f"{number(result['min'])} – {number(result['max'])}"
-    shown = f"{name:<18}{number(milliseconds):>11}  {range_:<15}{rate:>11}"
+    shown = f"{starred(stage, result):<18}{number(milliseconds):>11}  {range_:<15}{rate:>11}"
     if least is None or not milliseconds:
         return shown
     return f"{shown}{number(least['median']):>10}{100 * least['median'] / milliseconds:>7.0f} %"
+
+
+def starred(stage: str, result: dict) -> str:
+    return f"{stage} *" if is_once(stage, result["parameters"]["device"]) else stage
 
 
 def sweep_lines(made: Record) -> Iterator[str]:
