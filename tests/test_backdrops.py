@@ -1,15 +1,11 @@
 """Backdrops against pasting into whole frames and converting them."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import MakeTemplate
 
 from gpurender import crop_and_mask, open_template, paste_faces_nv12
 from gpurender.backdrops import Backdrops, crop_backdrops, paste_on_backdrops
-
-MakeTemplate = Callable[..., Path]
 
 
 @pytest.mark.parametrize("size", [(320, 240), (321, 241)])
