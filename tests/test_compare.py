@@ -13,28 +13,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from conftest import MakeTemplate, numbered_picture, write_rectangles, write_video
+from conftest import MakeTemplate, Run, numbered_picture, write_rectangles, write_video
 from PIL import Image
 from test_likeness import by_scikit_image
 
 import gpurender.compare.run
 from gpurender import InputError, compare_frames, write_frames
-from gpurender.cli import main
 from gpurender.compare.footage import Footage
 
 WIDTH, HEIGHT, FRAMES = 96, 80, 12
-Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> Result:
-        return CliRunner().invoke(main, ["compare", *map(str, words)], catch_exceptions=False)
-
-    return call
+def run(run: Run) -> Run:
+    return lambda *words: run("compare", *words)
 
 
 def write_pictures(
