@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TINY, TINY_ENCODER
+from conftest import TINY_ENCODER
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import gpurender.coreml as module
-from gpurender import AudioEncoder, InputError, OutputError, UNet, export_coreml, load_audio_encoder, load_unet
+from gpurender import AudioEncoder, InputError, OutputError, export_coreml, load_audio_encoder, load_unet
 from gpurender.cli import main
 from gpurender.coreml import Constants, convert, evaluate, quiet
 from gpurender.export import example_inputs
 from gpurender.network import WINDOW_SHAPES, Mode
-from gpurender.seeds import seeded_weights
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +30,6 @@ def coremltools() -> Any:
         return pytest.importorskip(
             "coremltools", reason="coremltools is not installed: NOTHING IS CHECKED OF CORE ML EXPORTS"
         )
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    torch.save(seeded_weights(UNet(**TINY)), tmp_path / "tiny.pth")
-    return tmp_path / "tiny.pth"
 
 
 def ports(descriptions: Any) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -180,7 +173,7 @@ def test_an_export_that_differs_is_not_written(
     assert os.listdir(tmp_path) == []
 
 
-def test_overwriting_and_permissions(coremltools: Any, tmp_path: Path, tiny: Path, tiny_encoder: Path) -> None:
+def test_overwriting_and_permissions(coremltools: Any, tmp_path: Path, tiny_unet: Path, tiny_encoder: Path) -> None:
     package = tmp_path / "a.mlpackage"
     export_coreml(tiny_encoder, package)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in package.rglob("*") if path.is_file()}
@@ -188,29 +181,29 @@ def test_overwriting_and_permissions(coremltools: Any, tmp_path: Path, tiny: Pat
     os.umask(umask)
     assert modes == {0o666 & ~umask}
     with pytest.raises(OutputError, match=r"a\.mlpackage exists; give --overwrite"):
-        export_coreml(tiny, package)
-    export_coreml(tiny, package, overwrite=True)
+        export_coreml(tiny_unet, package)
+    export_coreml(tiny_unet, package, overwrite=True)
     assert "input" in ports(load_spec(coremltools, package).description.input)
-    assert sorted(os.listdir(tmp_path)) == ["a.mlpackage", "tiny.pth"]
+    assert os.listdir(tmp_path) == ["a.mlpackage"]
 
 
-def test_refusals(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(tmp_path: Path, tiny_unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = tmp_path / "mine.mlpackage"
     mine.mkdir()
     (mine / "thesis.tex").write_text("mine")
     with pytest.raises(OutputError, match=r"mine\.mlpackage has no Manifest\.json: it is something else"):
-        export_coreml(tiny, mine, overwrite=True)
+        export_coreml(tiny_unet, mine, overwrite=True)
     assert (mine / "thesis.tex").read_text() == "mine"
     with pytest.raises(InputError, match=r"a\.zip: a Core ML package is named \.mlpackage"):
-        export_coreml(tiny, tmp_path / "a.zip")
+        export_coreml(tiny_unet, tmp_path / "a.zip")
     for option in (("--precision", "fp32"), ("--max-batch", "4")):
-        result = CliRunner().invoke(main, ["export", str(tiny), "--out", str(tmp_path / "a.mlpackage"), *option])
+        result = CliRunner().invoke(main, ["export", str(tiny_unet), "--out", str(tmp_path / "a.mlpackage"), *option])
         assert result.exit_code == 2
         assert "fp16 with a batch of 1; leave out --precision and --max-batch" in " ".join(result.output.split())
     monkeypatch.setitem(sys.modules, "coremltools", None)
     with pytest.raises(InputError, match=r'not installed; pip install "gpurender\[coreml\]"'):
-        export_coreml(tiny, tmp_path / "a.mlpackage")
-    assert sorted(os.listdir(tmp_path)) == ["mine.mlpackage", "tiny.pth"]
+        export_coreml(tiny_unet, tmp_path / "a.mlpackage")
+    assert os.listdir(tmp_path) == ["mine.mlpackage"]
 
 
 def test_from_the_command_line(coremltools: Any, tmp_path: Path, tiny_encoder: Path) -> None:
