@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,13 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import TINY
 
-from gpurender import InputError, OutputError, UNet, export_onnx, load_audio_engine
+from gpurender import InputError, OutputError, export_onnx, load_audio_engine
 from gpurender.cache import cache_directory, is_whole
 from gpurender.export import cached_onnx, example_input
 from gpurender.find import BUNDLED
-from gpurender.seeds import seeded_weights
+from gpurender.network import Mode
 
 
 def test_batch_is_dynamic_and_pictures_agree(seeded_onnx: Path) -> None:
@@ -44,11 +44,8 @@ def test_an_export_does_not_say_where_it_was_made(tiny_onnx: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["hubert", "wenet"])
-def test_other_modes(tmp_path: Path, mode: str) -> None:
-    audio = (256, 16, 16, 16, 16) if mode == "wenet" else (32, 16, 16, 16, 16)
-    network = UNet(mode, **(TINY | {"audio": audio}))  # pyright: ignore
-    torch.save(seeded_weights(network), tmp_path / "a.pth")
-    assert export_onnx(tmp_path / "a.pth", tmp_path / "a.onnx", mode=mode).psnr_db > 80  # pyright: ignore
+def test_other_modes(tmp_path: Path, tiny_of: Callable[[Mode], Path], mode: Mode) -> None:
+    assert export_onnx(tiny_of(mode), tmp_path / "a.onnx", mode=mode).psnr_db > 80
     shapes = [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in onnx.load(tmp_path / "a.onnx").graph.input]
     assert shapes[1][1:] == ([32, 32, 32] if mode == "hubert" else [256, 16, 32])
 
