@@ -67,7 +67,7 @@ def test_quick_work_is_repeated_and_slow_work_is_not(clock: Clock) -> None:
 @pytest.fixture
 def alone(clock: Clock) -> Alone:
     """A subject of 6 template frames, 10 output frames and batches of 4: each stage takes known seconds a frame."""
-    template = SimpleNamespace(frames=lambda part: clock.passes(0.010 * len(part)), __len__=lambda: 6)
+    template = SimpleNamespace(frames=lambda part: clock.passes(0.010 * len(part)))
     features = SimpleNamespace(windows=lambda start, stop: clock.passes(0.002 * (stop - start)))
     loaded = SimpleNamespace(
         device=CPU,
@@ -77,7 +77,7 @@ def alone(clock: Clock) -> Alone:
         pixels="nv12",
         template=range(6),
         features=range(10),
-        open=lambda: type("Template", (), {"__len__": lambda _: 6, "frames": staticmethod(template.frames)})(),
+        open=lambda: template,
         hear=lambda: features,
         engine=SimpleNamespace(name="torch", encode=lambda faces: clock.passes(0.2)),
     )
