@@ -15,8 +15,8 @@ import torch
 from av.video.codeccontext import VideoCodecContext
 from driver_stub import driver_stub_fixture as driver_stub_fixture
 from driver_stub import run_python
-from test_encode import clicks, smooth
 from torch.utils.dlpack import from_dlpack
+from videos import clicks, smooth
 
 from gpurender import DeviceError, nvenc, pynvvideocodec, rgb_to_nv12, write_frames
 from gpurender.encode import open_encoder

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from av.packet import Packet
-from test_encode import decoded, opened, plane, smooth
+from videos import decoded, opened, plane, smooth
 
 from gpurender import rgb_to_nv12, segments, software_encoder
 from gpurender.prefetch import prefetch
