@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
@@ -42,6 +43,7 @@ from gpurender.face_kernels import crop_function, paste_function
 from gpurender.jit import Processor, this_processor
 from gpurender.network import Mode
 from gpurender.output import complete_or_absent
+from gpurender.pictures import read_mask, read_picture
 from gpurender.seeds import save_seeded
 from gpurender.tensorrt_build import TensorRt
 
@@ -289,6 +291,7 @@ def opencv(file: Path) -> np.ndarray:
     return pixels[..., ::-1].transpose(2, 0, 1)
 
 
+IMAGES, LANDMARKS, PARSING = "full_body_img", "landmarks", "parsing"
 MakeTemplate = Callable[..., Path]
 # With x264's macroblock tree, files of the same pictures are alike only where a row has a multiple of 8 macroblocks:
 # its vector code reads memory beyond others that nobody wrote. At 320 pixels most files differed, at 64 one or two of
@@ -318,6 +321,23 @@ def make_template(tmp_path: Path) -> MakeTemplate:
         return path
 
     return make
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each picture was read, by directory and name."""
+    counts: Counter[str] = Counter()
+
+    def counting(read: Callable[[Path], torch.Tensor]) -> Callable[[Path], torch.Tensor]:
+        def count(file: Path) -> torch.Tensor:
+            counts[f"{file.parent.name}/{file.name}"] += 1
+            return read(file)
+
+        return count
+
+    for read in (read_picture, read_mask):
+        monkeypatch.setattr(f"gpurender.pictures.{read.__name__}", counting(read))
+    return counts
 
 
 def numbered_picture(width: int, height: int, number: int) -> np.ndarray:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import MakeTemplate
 
 from gpurender import InputError
 from gpurender.choose_engine import network_for
@@ -151,3 +152,12 @@ def test_a_linked_template_is_looked_for_where_the_link_is(template: Path, tmp_p
     (tmp_path / "model" / "checkpoints" / "audio_visual_encoder.pth").touch()
     assert find_network(tmp_path / "dataset" / "bob") == tmp_path / "checkpoint" / "bob" / "7.pth"
     assert find_audio_encoder(tmp_path / "dataset" / "bob").name == "audio_visual_encoder.pth"
+
+
+def test_networks_of_a_package_are_found(make_package: MakeTemplate) -> None:
+    path = make_package()
+    (path / "models").mkdir()
+    for name in ("generator.onnx", "audio_encoder.onnx"):
+        (path / "models" / name).touch()
+    assert find_network(path) == path / "models/generator.onnx"
+    assert find_audio_encoder(path) == path / "models/audio_encoder.onnx"
