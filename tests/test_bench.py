@@ -9,7 +9,6 @@ import sys
 import time
 import wave
 import xml.etree.ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from click.testing import CliRunner, Result
 from conftest import MakeTemplate, landmarks, parsing_mask, picture, tones
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page
 from PIL import Image
 from schema import SCHEMA, follows
 from torch.utils.flop_counter import FlopCounterMode
@@ -169,37 +169,11 @@ def test_what_a_run_compares(ran: tuple[Result, Path]) -> None:
     assert "figures are not in the old record" in shown
 
 
-class Checker(HTMLParser):
-    """Tags that close in order, and what they hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.references: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.references += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
 def test_the_page_is_whole_and_needs_no_other_file(ran: tuple[Result, Path], made: Record) -> None:
     document = (ran[1] / "new.html").read_text()
-    checker = Checker()
-    checker.feed(document)
-    assert checker.open == []
-    assert checker.references == []
-    words = "\n".join(checker.words)
+    shown = Page(document)
+    assert shown.links == []
+    words = "\n".join(shown.words)
     for result in made["results"]:
         assert result["name"] in words
         assert written(result["median"], result["unit"]) in words

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,35 +13,14 @@ import torch
 from conftest import numbered_picture
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pages import Page
 from PIL import Image
 from test_compare import write_pictures
 
 from gpurender import compare_frames
 from gpurender.compare.page import HEIGHT, LEFT, MOST_POINTS, TOP, WIDTH, curve, most_different, tick_step
 
-
-class Page(HTMLParser):
-    """What is in a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
-        if tag not in ("meta", "img", "br", "th", "td", "p"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in ("p", "th", "td"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
+OPEN = ("p", "th", "td")  # tags that a page leaves open
 
 
 def test_the_page(tmp_path: Path) -> None:
@@ -50,7 +28,7 @@ def test_the_page(tmp_path: Path) -> None:
     b = write_pictures(tmp_path / "b", change={2: 2, 5: 40, 6: 8, 9: 20})
     comparison = compare_frames(a, b, html=tmp_path / "c.html", amplify=2)
     text = (tmp_path / "c.html").read_text("utf-8")
-    page = Page(text)
+    page = Page(text, OPEN)
     words = "".join(page.words)
     assert "A is " + str(a) in words
     assert "Different" in words
@@ -76,7 +54,7 @@ def test_the_page(tmp_path: Path) -> None:
 def test_equal_renders(tmp_path: Path) -> None:
     a = write_pictures(tmp_path / "a")
     compare_frames(a, a, html=tmp_path / "c.html", min_psnr_db=math.inf)
-    words = "".join(Page((tmp_path / "c.html").read_text("utf-8")).words)
+    words = "".join(Page((tmp_path / "c.html").read_text("utf-8"), OPEN).words)
     assert "Alike" in words
     assert "All of these frames are equal" in words
     assert "equal in every frame" in words
