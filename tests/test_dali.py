@@ -95,7 +95,7 @@ def test_without_memory_no_picture_is_blamed(tmp_path: Path, monkeypatch: pytest
     def fails(files: list[Path]) -> list[torch.Tensor]:
         raise MemoryError("std::bad_alloc")
 
-    source = DaliPictures(open_pictures(write_pictures(tmp_path, 2)), torch.device("cpu"), notes := [])
+    source = DaliPictures(open_pictures(write_pictures(tmp_path, 2)), CPU, notes := [])
     monkeypatch.setattr(source, "_decode_by_dali", fails)
     with pytest.raises(MemoryError):
         source.frames([0, 1])

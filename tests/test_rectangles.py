@@ -117,7 +117,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "a list": ("[[1, 2, 3, 4]]", r'holds no rectangles: expected \{"0": \{"rect": \[x0, y0, x1, y1\]\}, "1": …\}\.'),
     "nothing": ("{}", "table.json holds no rectangles"),
     "from 1": (
-        f"{{{GOOD[:1]}1{GOOD[2:]}}}",
+        '{"1": {"rect": [1, 2, 3, 4]}}',
         r"table\.json: frame 0 is missing; its 1 entries are to be frames 0 to 0\.",
     ),
     "a gap": (f'{{{GOOD}, "2": {{}}}}', r"table\.json: frame 1 is missing; its 2 entries are to be frames 0 to 1\."),

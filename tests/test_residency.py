@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, MakeTemplate
@@ -140,8 +141,6 @@ def test_waits_are_seen(careless: Callable[[Tensor], object]) -> None:
 def test_no_pixels_cross_on_the_gpu(
     make_template: MakeTemplate, tiny_unet: Path, tmp_path: Path, pixels: Pixels
 ) -> None:
-    import numpy as np
-
     np.save(tmp_path / "features.npy", np.random.RandomState(3).uniform(0, 2, (200, 512)).astype(np.float32))
     device = torch.device("cuda")
     template = open_template(make_template(), device=device)

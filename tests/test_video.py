@@ -285,9 +285,6 @@ def test_our_own_videos_keep_their_colours(tmp_path: Path, codec: Any) -> None:
     assert (frames.int() - flat.int()).abs().max() <= 2
 
 
-# --- files that cannot be used ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["h264.mp4", "hevc.mp4", "full_body_video.mp4"])
 def test_our_own_videos_say_where_chroma_is(tmp_path: Path, name: str) -> None:
     """Amid its 2×2 pixels. Who takes it for beside the left ones, as where nothing is said, has colours half a pixel
@@ -301,6 +298,9 @@ def test_our_own_videos_say_where_chroma_is(tmp_path: Path, name: str) -> None:
         write_frames([frames], tmp_path / name, fps=25, codec=cast(Any, name[:4]), quality=1)
     read = torch.stack(VideoFrames(tmp_path / name).frames(range(3)))
     assert (read.float() - frames.float()).square().mean() < 255**2 / 10**4.3
+
+
+# --- files that cannot be used ---------------------------------------------------------------------------------------
 
 
 def test_colours_that_cannot_be_converted_are_told(tmp_path: Path) -> None:
