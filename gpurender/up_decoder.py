@@ -44,10 +44,8 @@ def up_decoder(decoder: openvino.Model, precision: str, kept: torch.dtype, range
 
 def bytes_pay(decoder: openvino.Model) -> bool:
     """Whether the kernels compute the decoder's last blocks in bytes, depthwise convolutions included."""
-    blocks = find_up_blocks(decoder.clone())
-    shapes = shapes_of(blocks, "int8", torch.float32)
-    in_bytes = all(fits(shape) and window_bytes(shape, shape.inner) == 1 for shape in shapes)
-    return bool(blocks) and in_bytes
+    shapes = shapes_of(find_up_blocks(decoder.clone()), "int8", torch.float32)
+    return bool(shapes) and all(fits(shape) and window_bytes(shape, shape.inner) == 1 for shape in shapes)
 
 
 def can_multiply(processor: Processor, precision: str) -> bool:
