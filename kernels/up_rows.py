@@ -230,11 +230,10 @@ class Rows:
         x_channels = rounded_up(shape.out, lanes)
         out = rounded_up(out, lanes)
         pixels = pixels_at_once(shape, shape.width, out // lanes)
-        of_block = pixels * lanes // words
         store = self._store(f)
         of_window = window_bytes(shape, inner)
         together = 4 // of_window  # blocks
-        of_block *= together
+        of_block = together * pixels * lanes // words
         products = products_of(f, shape, pixels, out // lanes, [together * lanes // words])
         with f.strips(shape.width, pixels) as x:
 
