@@ -58,14 +58,11 @@ def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
 
 def kept_directory(path: Path, mode: Mode | None) -> Path | None:
     """Where the halves of a file are kept; None if nowhere."""
+    version = openvino.__version__.split("-")[0]
     try:
-        return cache_directory() / f"{hash_of_network(path)[:32]}-{mode or 'any'}-v{KEPT_VERSION}-openvino{version()}"
+        return cache_directory() / f"{hash_of_network(path)[:32]}-{mode or 'any'}-v{KEPT_VERSION}-openvino{version}"
     except (OSError, OutputError, ValueError):  # a file that cannot be read, no cache, an empty file
         return None
-
-
-def version() -> str:
-    return openvino.__version__.split("-")[0]
 
 
 def read_kept(directory: Path) -> OnnxNetwork:
