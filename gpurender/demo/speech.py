@@ -1,7 +1,6 @@
 """Speech to learn from: espeak-ng speaks sentences and says when each phoneme sounds."""
 
 import ctypes
-import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -61,11 +60,11 @@ def speak(text: str, voice: str, words_per_minute: int = 160, pitch: int = 50, p
     def collect(wave, count: int, event) -> int:
         if wave and count:
             blocks.append(np.ctypeslib.as_array(wave, (count,)).copy())
-        for i in itertools.count():
-            if event[i].type == LIST_TERMINATED:
-                return 0
+        i = 0
+        while event[i].type != LIST_TERMINATED:
             if event[i].type == PHONEME:
                 events.append((event[i].sample, event[i].name.split(b"\0")[0].decode()))
+            i += 1
         return 0
 
     espeak.espeak_SetSynthCallback(collect)
