@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import av
 import numpy as np
@@ -36,7 +36,6 @@ from .tensorrt_build import find_tensorrt
 
 FRAMES = 8
 SIZE = 256
-CODECS: tuple[Codec, ...] = ("h264", "hevc", "av1")
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def attempts(devices: list[str]) -> Iterator[tuple[str, str, str, Attempt]]:
         )
         for engine, precision in engines:
             yield "network", f"{engine} {precision}", device, running(engine, precision)
-        for codec in CODECS:
+        for codec in get_args(Codec):
             yield (
                 "encode",
                 f"{codec}, {'nvenc' if gpu else 'software'}",
