@@ -77,8 +77,8 @@ def crop_kernel(
         row_blue = tl.zeros((TILE_Y, TILE_X), ACC)
         for i in tl.static_range(4):
             column = x0 + nearest_in(left + i, width - 1)
+            at = frame + row.to(tl.int64)[:, None] * by_row + column.to(tl.int64)[None, :] * by_column
             if NV12:
-                at = frame + row.to(tl.int64)[:, None] * by_row + column.to(tl.int64)[None, :] * by_column
                 chroma_row = (luma_rows + row // 2).to(tl.int64)
                 chroma = frame + chroma_row[:, None] * by_row + (column // 2 * 2).to(tl.int64)[None, :] * by_column
                 r, g, b_ = rgb_of(
@@ -88,7 +88,6 @@ def crop_kernel(
                     KR, KB, LOW, LUMA, CHROMA,
                 )  # fmt: skip
             else:
-                at = frame + row.to(tl.int64)[:, None] * by_row + column.to(tl.int64)[None, :] * by_column
                 r = tl.load(at, mask=within, other=0).to(ACC)
                 g = tl.load(at + by_channel, mask=within, other=0).to(ACC)
                 b_ = tl.load(at + 2 * by_channel, mask=within, other=0).to(ACC)
