@@ -218,29 +218,21 @@ def alike(
     probe = probe_inputs(person, features) if precision in PROBED else None
     engine = load_engine(unet, mode=features.mode, device=device, precision=precision, probe=probe)
     expected = loop_frames(template, hear(sound, listener, device), load_unet(unet).to(device).eval(), device)
+    batches = render(person, features, engine, batch=4)
+    drawn = (frame for batch in batches for frame in batch.permute(0, 2, 3, 1).cpu().numpy())
     found: list[float] = []
-    for batch in render(person, features, engine, batch=4):
-        for ours, theirs in zip(batch.permute(0, 2, 3, 1).cpu().numpy(), expected, strict=False):
-            number = len(found)
-            x0, y0, x1, y1 = person.rects[shown_at(number, len(person))].tolist()
-            theirs = theirs[..., ::-1]
-            found.append(psnr_db(ours[y0:y1, x0:x1], theirs[y0:y1, x0:x1]))
-            outside = np.ones(ours.shape[:2], bool)
-            outside[y0:y1, x0:x1] = False
-            if (ours != theirs)[outside].any():
-                raise InputError(f"frame {number} differs from the loop's outside the face: the runs are not alike.")
-            if len(found) == checked:
-                break
-        if len(found) == checked:
-            break
+    for shown, ours, theirs in zip(frame_order(len(person), range(checked)), drawn, expected, strict=False):
+        x0, y0, x1, y1 = person.rects[shown].tolist()
+        theirs = theirs[..., ::-1]
+        outside = np.ones(ours.shape[:2], bool)
+        outside[y0:y1, x0:x1] = False
+        if (ours != theirs)[outside].any():
+            raise InputError(f"frame {len(found)} differs from the loop's outside the face: the runs are not alike.")
+        found.append(psnr_db(ours[y0:y1, x0:x1], theirs[y0:y1, x0:x1]))
     least = LEAST_ALIKE_DB if precision in ("auto", "fp32") else 0.0
     if min(found) < least:
         raise InputError(f"a face is {min(found):.1f} dB from the loop's; less than {least:g} dB is not alike.")
     return found
-
-
-def shown_at(number: int, template_frames: int) -> int:
-    return frame_order(template_frames, range(number, number + 1))[0]
 
 
 def files_alike(theirs: Path, ours: Path, count: int) -> float:
