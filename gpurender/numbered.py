@@ -11,8 +11,8 @@ from av.video.codeccontext import VideoCodecContext
 from torch import Tensor
 
 from .errors import InputError, OutputError
+from .host_frames import host_pictures, planar_frame
 from .output import complete_or_absent, describe
-from .software_encoder import host_pictures, planar_frame
 
 JPEG_QUALITY, JPEG_QUALITIES = 2, range(2, 32)  # FFmpeg's scale: lower is better
 

@@ -15,9 +15,10 @@ from .cuda import context_kept, why_no_cuda
 from .cuda_graphs import CAPTURING
 from .elementary import ElementaryTrack
 from .errors import DeviceError
+from .host_frames import as_nv12
 from .prefetch import stage
 from .pynvvideocodec import HAS_NO_NVENC, explained, load_pynvvideocodec
-from .software_encoder import Codec, as_nv12
+from .software_encoder import Codec
 from .timings import Timings
 
 QUALITY: dict[Codec, int] = {"h264": 20, "hevc": 22, "av1": 24}  # where none is asked for

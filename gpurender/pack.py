@@ -21,10 +21,11 @@ from .errors import InputError, OutputError, check_choice
 from .export import OUTPUTS, cached_onnx, export_onnx, forget_its_origin
 from .find import find_audio_encoder, find_network, find_template
 from .halves import read_network
+from .host_frames import BT709, CENTRED, host_pictures, planar_frame, yuv_frames
 from .network import FRAME_RATES, AudioEncoder, Mode, UNet, load_unet
 from .output import check_output_directory, complete_or_absent_directory, describe, errors_passed, is_of_source
 from .progress import Progress, Silent
-from .software_encoder import BT709, CENTRED, check_size, host_pictures, planar_frame, yuv_frames
+from .software_encoder import check_size
 from .template import LANDMARKS, MASKS, RECTANGLES, VIDEO, Template, open_template
 from .timings import Timings
 
@@ -111,7 +112,9 @@ def pack_template(
     generator = Path(model or find_network(path)) if networks else None
     kind = network_mode(generator, mode) if generator else mode or "ave"
     if audio_encoder is not None and kind != "ave":
-        raise InputError(f"{generator} takes {kind} features, which no audio encoder makes; leave out {audio_encoder}.")
+        raise InputError(
+            f"{generator or path} takes {kind} features, which no audio encoder makes; leave out {audio_encoder}."
+        )
     listener = Path(audio_encoder or find_audio_encoder(path)) if generator and kind == "ave" else None
     if listener:
         load_audio_engine(listener)  # which says what is wrong with it

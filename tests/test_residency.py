@@ -15,8 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from gpurender import Features, Template, UNet, load_engine, load_features, open_template, render
+from gpurender.host_frames import as_nv12
 from gpurender.render import Pixels
-from gpurender.software_encoder import as_nv12
 from gpurender.torch_engine import PlainUNet, TorchEngine
 
 FRAMES, HEIGHT, WIDTH = 6, 120, 160
