@@ -11,10 +11,12 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .network import Encoded, Mode
+from .network import FACE_SHAPE, WINDOW_SHAPES, Encoded, Mode
 
 EngineName = Literal["auto", "tensorrt", "openvino", "torch"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "mixed", "int8"]
+NO_FIRST_HALF = "no part of the network depends on the face alone, so all of it runs for each frame"
+"""The note of engines on networks that are not cut."""
 LEAST_PSNR_DB = 40.0  # of a fast type against fp32, in the worst of the probed frames
 LEAST_INT8_DB = 43.0  # of int8, which loses more where a sound goes beyond the ranges: 3 dB in the worst of 300 frames
 PROBED: tuple[Precision, ...] = ("auto", "int8")
@@ -29,8 +31,8 @@ class Probe(NamedTuple):
         audio: (B,*window), what is heard with these faces.
         others: (N,*window), more sounds: `int8` takes the ranges of its numbers from them, and the faces in turn; None
             is `audio`.
-        frames: how many will be rendered; 0: not known. On a CPU, `auto` skips types that would save less time over so
-            many frames than trying them takes.
+        frames: how many will be rendered; 0: not known, which is taken for few. On a CPU, `auto` skips types that would
+            save less time over so many frames than trying them takes.
     """
 
     faces: Tensor
@@ -62,7 +64,7 @@ class Engine(Protocol):
     batch: int
 
     def encode(self, faces: Tensor) -> list[Encoded]:
-        """(B,6,320,320) float32 in 0..1 to B encodings; any B ≥ 1."""
+        """(B,6,320,320) float32 in 0..1 to B encodings; any B ≥ 1. They may share the faces' memory."""
         ...
 
     def decode(self, encoded: Sequence[Encoded], audio: Tensor) -> Tensor:
@@ -70,7 +72,8 @@ class Engine(Protocol):
         ...
 
     def begin(self, encoded: Sequence[Encoded], audio: Tensor) -> Callable[[], Tensor]:
-        """Start `decode` and return a function that waits for its pictures and returns them."""
+        """Start `decode` and return a function that waits for its pictures and returns them. Until then, what is given
+        may still be read, and is not to be changed."""
         ...
 
 
@@ -79,12 +82,24 @@ def predict(engine: Engine, faces: Tensor, audio: Tensor) -> Tensor:
 
     Args:
         engine: see `load_engine`.
-        faces: (B,6,320,320) float32 on its device, see `face_input`.
-        audio: (B,*WINDOW_SHAPES[mode]) float32 on its device, see `Features.windows`.
+        faces: (B,6,320,320) floating point in 0..1 on its device, see `face_input`; B at least 1.
+        audio: (B,*WINDOW_SHAPES[mode]) floating point on its device, see `Features.windows`.
 
     Returns:
-        (B,3,320,320) float BGR in 0..1.
+        (B,3,320,320) float32 BGR in 0..1.
+
+    Raises:
+        ValueError: shapes or dtypes are not these.
     """
+    window = WINDOW_SHAPES[engine.mode]
+    if faces.shape[1:] != FACE_SHAPE or len(faces) == 0 or audio.shape != (len(faces), *window):
+        raise ValueError(
+            f"faces are (B,6,320,320) and audio (B,{','.join(map(str, window))}), B at least 1; "
+            f"given {tuple(faces.shape)} and {tuple(audio.shape)}"
+        )
+    if not (faces.is_floating_point() and audio.is_floating_point()):
+        raise ValueError(f"faces and audio are floating point, given {faces.dtype} and {audio.dtype}")
+    faces, audio = faces.float(), audio.float()
     return engine.decode(engine.encode(faces), audio)
 
 
@@ -125,7 +140,7 @@ def fastest_that_agrees(choice: Choice, probe: Probe) -> Engine:
 
 def predict_probe(engine: Engine, probe: Probe) -> Tensor:
     faces, audio = (tensor.to(engine.device) for tensor in (probe.faces, probe.audio))
-    return predict(engine, faces, audio).cpu()
+    return engine.decode(engine.encode(faces), audio).cpu()
 
 
 def least_psnr(pictures: Tensor, expected: Tensor) -> float:

@@ -18,6 +18,7 @@ from .errors import InputError, first_line
 from .network import FACE_SHAPE, WINDOW_SHAPES, Mode
 
 KEPT_BYTES = 4 * 2**20  # the largest tensor that is kept between the halves, per frame, in float32
+STAND_IN = 7919  # for a batch of any size, while shapes are inferred: a number that no other size is a multiple of
 SHAPE_BYTES = 1024  # larger constants are weights, smaller ones may be sizes or scales
 PICTURE_SHAPE = (3, *FACE_SHAPE[1:])
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -126,7 +127,20 @@ def infer_shapes(model: ModelProto) -> list[ValueInfoProto]:
         if tensor.ByteSize() > SHAPE_BYTES:  # weights, which are slow to pass on
             for content in ("raw_data", "float_data", "int32_data"):
                 tensor.ClearField(content)
-    return list(onnx.shape_inference.infer_shapes(bare).graph.value_info)
+    ports = (*bare.graph.input, *bare.graph.output)
+    firsts = [value.type.tensor_type.shape.dim[0] for value in ports if value.type.tensor_type.shape.dim]
+    symbols = {dim.dim_param for dim in firsts if dim.dim_param}
+    for dim in firsts:
+        if dim.dim_param:  # it would get lost where sizes are computed with, as in Resize and Reshape
+            dim.dim_value = STAND_IN
+    found = list(onnx.shape_inference.infer_shapes(bare, data_prop=True).graph.value_info)
+    for value in found if symbols else ():
+        for place, dim in enumerate(value.type.tensor_type.shape.dim):
+            if place == 0 and dim.dim_value == STAND_IN:
+                dim.dim_param = min(symbols)
+            elif dim.dim_value and dim.dim_value % STAND_IN == 0:  # made from it
+                dim.Clear()
+    return found
 
 
 def recognise_inputs(path: Path, model: ModelProto, mode: Mode | None) -> tuple[ValueInfoProto, ValueInfoProto, Mode]:
@@ -211,7 +225,7 @@ def depend_on(model: ModelProto, name: str) -> set[str]:
     found = {name}
     for node in model.graph.node:  # ONNX keeps them in an order in which they can be computed
         if found.intersection(node.input):
-            found.update(node.output)
+            found.update(filter(None, node.output))  # an output that is left out has no name
     return found
 
 

@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from .engine import NO_FIRST_HALF
 from .host import check_process, refuse_to_travel
 from .jit import this_processor
 from .network import Encoded, Mode
@@ -54,7 +55,7 @@ class OpenVinoEngine:
         """
         self.precision = precision
         self.measured_psnr_db: dict[str, float] = {}
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if network.encoder else [NO_FIRST_HALF]
         self.mode: Mode = network.mode
         self.device = torch.device("cpu")
         self._process = os.getpid()

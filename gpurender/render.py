@@ -27,7 +27,7 @@ from .crop import crop_and_mask
 from .cuda import is_out_of_memory, resolve_device, without_autocast
 from .cuda_graphs import wait_for_all
 from .encode import EncoderName, check_destination, write_frames
-from .engine import PROBED, Engine, EngineName, Precision, Probe
+from .engine import NO_FIRST_HALF, PROBED, Engine, EngineName, Precision, Probe
 from .errors import DeviceError, InputError, OutputError, check_choice
 from .faces import Faces
 from .find import find_sound, find_template
@@ -84,7 +84,7 @@ def render(
     timings: Timings | None = None,
     notes: list[str] | None = None,
 ) -> Generator[Tensor]:
-    """Render all frames of some features.
+    """Render all frames of some features. Nothing happens, and nothing is checked, before the first batch is asked for.
 
     The stages run side by side, each on a thread and, on a GPU, a stream of its own. Where a GPU runs out of memory,
     the batch is halved and the render goes on. Renders may run side by side, too, on one engine, each with a template
@@ -92,7 +92,7 @@ def render(
 
     Args:
         template: see `open_template`.
-        features: see `load_features`.
+        features: see `load_features`; on any device.
         engine: see `load_engine`; on the template's device.
         batch: frames at a time; None is what suits the engine.
         order, start_frame: which template frame is shown when, see `frame_order`.
@@ -129,7 +129,7 @@ def render(
     def show(outputs: range) -> Shown:
         indices = frame_order(len(template), outputs, order, start_frame)
         behind = backdrops(indices) if backdrops else template.frames(indices)
-        return Shown(indices, behind, features.windows(outputs.start, outputs.stop))
+        return Shown(indices, behind, features.windows(outputs.start, outputs.stop).to(template.device))
 
     def draw(shown: Shown) -> Begun:
         indices, behind, windows = shown
@@ -193,7 +193,8 @@ def render(
             if template.device.type == "cuda":
                 wait_for_all(template.device)
                 torch.cuda.empty_cache()
-    if notes is not None and faces.memory_for_all > memory_left and faces.encoded > 1.1 * len(times):
+    more_would_help = faces.memory_for_all > memory_left and NO_FIRST_HALF not in engine.notes
+    if notes is not None and more_would_help and faces.encoded > 1.1 * len(times):
         needed = template.memory_for_all + (backdrops.memory_for_all if backdrops else 0) + faces.memory_for_all
         notes.append(
             f"the network's first half ran {faces.encoded} times for {len(times)} template frames: "
@@ -252,7 +253,7 @@ def make(
         audio: sound or features, see `load_features`; or `hello`, the bundled recording.
         out: see `write_frames`; None is `<template>_<audio>.mp4` in the working directory.
         model, audio_encoder: the networks; None looks where `find_network` and `find_audio_encoder` say.
-        sound: what is heard in the video; None is `audio`, if that is sound.
+        sound: what is heard in the video, or `hello`; None is `audio`, if that is sound.
         device, engine, precision: see `load_engine`.
         batch, order, start_frame: see `render`.
         fps: see `load_features`.
@@ -270,6 +271,7 @@ def make(
     progress = progress or Silent()
     check_batch(batch)
     template, audio = find_template(template), find_sound(audio)
+    sound = None if sound is None else find_sound(sound)
     out = Path(out) if out is not None else default_output(template, audio)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     header = f"{audio}.json" if audio.suffix.lower() == ".bin" else None
@@ -361,7 +363,7 @@ def make(
         stage_seconds=timings.host_seconds,
         stage_device_seconds=timings.device_seconds,
         template_frames=len(person),
-        faces_encoded=timings.counts["faces encoded"],
+        faces_encoded=0 if NO_FIRST_HALF in runtime.notes else timings.counts["faces encoded"],
         device=str(place),
         engine=runtime.name,
         precision=runtime.precision,
@@ -393,7 +395,7 @@ def probe_inputs(template: Template, features: Features) -> Probe:
     """The network's inputs for a few frames spread over the template and the sound: what `load_engine` measures on.
 
     Args:
-        template, features: on one device; four frames of the template are decoded for it.
+        template, features: four frames of the template are decoded for it.
     """
     shown = [len(template) * k // PROBE_FRAMES for k in range(PROBE_FRAMES)]
     heard = [len(features) * k // PROBE_FRAMES for k in range(PROBE_FRAMES)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .cuda import ordinary_tensors
 from .cuda_graphs import CaptureError, Turns, captured
+from .engine import NO_FIRST_HALF
 from .errors import first_line
 from .halves import Halves
 from .network import Encoded, Mode
@@ -43,7 +44,7 @@ class TensorRtEngine:
         """
         self.precision = "fp16" if halves.float16 else "fp32"
         self.measured_psnr_db: dict[str, float] = {}
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if halves.encoder else [NO_FIRST_HALF]
         self.mode: Mode = halves.mode
         self.device = device
         self.batch = halves.batch or batch

@@ -7,6 +7,7 @@ import pytest
 from conftest import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from networks import network_of
 from onnx import ModelProto, TensorProto, helper
 
 import gpurender.halves as module
@@ -235,6 +236,50 @@ def test_what_has_not_the_batch_in_front_is_not_kept(tmp_path: Path, tiny_onnx: 
     assert {value.name for value in halves.encoder.graph.output} == skips - {*join.input}
     inputs = example(2)
     np.testing.assert_allclose(run_halves(halves, *inputs), run(tiny_onnx, *inputs)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", ["n", 2])
+@pytest.mark.parametrize("how", ["resized", "reshaped"])
+def test_a_cut_behind_what_computes_with_the_batch(tmp_path: Path, how: str, batch: int | str) -> None:
+    """ONNX's shape inference loses a symbol there. An output that is left out has no name, as have other nodes' inputs
+    that are: nothing leads from one to the other."""
+    small = {
+        "resized": [helper.make_node("Resize", ["face", "", "quarter"], ["small"], mode="linear")],
+        "reshaped": [
+            helper.make_node("Shape", ["face"], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "zero"], ["count"]),
+            helper.make_node("Concat", ["count", "rest"], ["wanted"], axis=0),
+            helper.make_node("AveragePool", ["face"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+            helper.make_node("Reshape", ["pooled", "wanted"], ["small"]),
+        ],
+    }
+    random = np.random.default_rng(0)
+    model = network_of(
+        helper.make_node("MaxPool", ["audio"], ["pooled_audio", ""], kernel_shape=[1, 1]),
+        *small[how],
+        helper.make_node("Conv", ["small", "seen"], ["squeezed"], kernel_shape=[1, 1]),
+        helper.make_node("Conv", ["pooled_audio", "heard"], ["told"], kernel_shape=[1, 1]),
+        helper.make_node("Resize", ["told", "", "five"], ["spread"], mode="nearest"),
+        helper.make_node("Add", ["squeezed", "spread"], ["sum"]),
+        helper.make_node("Resize", ["sum", "", "four"], ["picture"], mode="nearest"),
+        batch=batch,
+        quarter=np.array([1, 1, 0.25, 0.25], np.float32),
+        four=np.array([1, 1, 4, 4], np.float32),
+        five=np.array([1, 1, 5, 5], np.float32),
+        zero=np.array([0], np.int64),
+        rest=np.array([6, 80, 80], np.int64),
+        seen=random.normal(size=(3, 6, 1, 1)).astype(np.float32),
+        heard=random.normal(size=(3, 32, 1, 1)).astype(np.float32),
+    )
+    onnx.save(model, tmp_path / "a.onnx")
+    halves = read_halves(tmp_path / "a.onnx")
+    assert halves.encoder is not None
+    assert [value.name for value in halves.encoder.graph.output] == ["squeezed"]
+    assert not halves.again
+    for half in (halves.encoder, halves.decoder):
+        onnx.checker.check_model(half, full_check=True)
+    inputs = example(2)
+    np.testing.assert_array_equal(run_halves(halves, *inputs), run(tmp_path / "a.onnx", *inputs)[0])
 
 
 def test_networks_of_integers_are_refused(tmp_path: Path, tiny_onnx: Path) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 import torch
 from conftest import MakeTemplate, tones
+from networks import network_of
+from onnx import helper
 from PIL import Image
 
 import gpurender
@@ -32,7 +35,7 @@ from gpurender import (
     render,
     write_frames,
 )
-from gpurender.engine import EngineName
+from gpurender.engine import NO_FIRST_HALF, EngineName
 from gpurender.faces import Faces, alone
 from gpurender.network import Encoded
 from gpurender.render import Pixels
@@ -174,6 +177,38 @@ def test_where_memory_is_short_a_note_says_how_much_would_do(
     monkeypatch.setattr(sys.modules["gpurender.render"], "free_memory", lambda: (enough - 1) * 2**20)
     (note,) = notes(0)
     assert note.endswith(f": keeping what it makes would take {enough} MiB, more than is free")
+
+
+def test_a_network_that_hears_from_its_first_layer_on_has_no_first_half(
+    make_template: MakeTemplate, features_file: Path, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    network = network_of(
+        helper.make_node("Conv", ["audio", "heard"], ["told"], kernel_shape=[1, 1]),
+        helper.make_node("Resize", ["told", "", "twenty"], ["spread"], mode="nearest"),
+        helper.make_node("Add", ["face", "spread"], ["both"]),
+        helper.make_node("Conv", ["both", "mixed"], ["drawn"], kernel_shape=[1, 1]),
+        helper.make_node("Sigmoid", ["drawn"], ["picture"]),
+        batch="n",
+        twenty=np.array([1, 1, 20, 20], np.float32),
+        heard=random.normal(size=(6, 32, 1, 1)).astype(np.float32),
+        mixed=random.normal(size=(3, 6, 1, 1)).astype(np.float32),
+    )
+    onnx.save(network, tmp_path / "early.onnx")
+    template = make_template(frames=4)
+    for memory in (None, 0):
+        made = gpurender.make(
+            template,
+            features_file,
+            tmp_path / "a.mp4",
+            model=tmp_path / "early.onnx",
+            device="cpu",
+            memory_budget=memory,
+            overwrite=True,
+        )
+        assert made.faces_encoded == 0
+        assert NO_FIRST_HALF in made.notes
+        assert not any("--memory" in note for note in made.notes)
 
 
 def test_the_network_hears_the_audio(make_template: MakeTemplate, tmp_path: Path, tiny_unet: Path) -> None:
