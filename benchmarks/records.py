@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from gpurender.bench.measured import Measured, Record, as_json, read_record, record
-from gpurender.bench.run import QUIET_PERCENT, own_caches
+from gpurender.bench.measured import QUIET_PERCENT, Measured, Record, as_json, read_record, record
+from gpurender.bench.run import own_caches
 from gpurender.bench.table import spread, written
 from gpurender.bench.watch import OtherWork
 from gpurender.cuda import resolve_device

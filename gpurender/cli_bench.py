@@ -69,10 +69,11 @@ def bench(
       gpurender bench --compare yesterday.json
       gpurender bench --template dataset/anna --model 195.pth --audio speech.wav
 
-    --compare calls a figure better or worse only where all runs now are on one side of all runs then; else the
-    difference is within noise. Exit codes: 0 done, 2 something given cannot be used, 130 interrupted.
+    --compare calls a figure better or worse only where all runs now are on one side of all runs then, by more than half
+    of what either spread; else the difference is within noise. Exit codes: 0 done, 2 something given cannot be used,
+    130 interrupted.
     """
-    from .bench.measured import as_json, compared, read_record
+    from .bench.measured import as_json, read_record
     from .bench.page import page
     from .bench.run import bench as measure
     from .bench.table import comparison_table, table
@@ -85,8 +86,7 @@ def bench(
     if json_file is not None:
         write_text(json_file, as_json(made), overwrite)
     click.echo(table(made))
-    pairs = [] if old is None else compared(old, made)
     if old is not None:
-        click.echo("\n" + comparison_table(pairs, old, made))
+        click.echo("\n" + comparison_table(old, made))
     if html_file is not None:
-        write_text(html_file, page(made, pairs), overwrite)
+        write_text(html_file, page(made, old), overwrite)

@@ -194,22 +194,26 @@ def unet_work(path: Path) -> tuple[Work, Work]:
 
 
 def onnx_work(model: ModelProto) -> Work:
-    """The convolutions and matrix products of an ONNX graph, for a batch of one."""
+    """The convolutions and matrix products of an ONNX graph, for one frame of its batch."""
     shapes = {v.name: shape_of(v) for v in (*infer_shapes(model), *model.graph.input, *model.graph.output)}
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for value in node.attribute if node.op_type == "Constant" else ():
+            weights[node.output[0]] = tuple(value.t.dims)
     flops = 0.0
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in weights:
             flops += 2 * prod(shapes[node.output[0]]) * prod(weights[node.input[1]][1:])
-        elif node.op_type in ("MatMul", "Gemm"):
+        elif node.op_type in ("MatMul", "Gemm") and node.output[0] in shapes:
             inner = shapes.get(node.input[0]) or weights[node.input[0]]
             flops += 2 * prod(shapes[node.output[0]]) * inner[-1]
     given = [value for value in model.graph.input if value.name not in weights]
+    batch = shape_of(given[0])[0]
     return Work(
-        flops,
+        flops / batch,
         sum(prod(shape) for shape in weights.values()),
-        sum(prod(shape_of(value)) for value in given),
-        sum(prod(shape_of(value)) for value in model.graph.output),
+        sum(prod(shape_of(value)[1:]) for value in given),
+        sum(prod(shape_of(value)[1:]) for value in model.graph.output),
     )
 
 

@@ -1,12 +1,13 @@
 """A record of `gpurender bench` as one HTML file: figures, plots drawn as SVG, and every number's origin."""
 
 import html
+import shlex
 from collections.abc import Iterable, Iterator
 
-from .measured import Change, Record, find, size_of, sizes
+from .measured import Record, compared, find, size_of, sizes
 from .plots import Point, bars, curve, roofline
 from .stages import STAGES, SWEEP
-from .table import WHOLE, number, path_taken, spread, starred, written
+from .table import WHOLE, number, path_taken, spread, starred, what_is_compared, written
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fcfcfb; --card: #ffffff; --ink: #1b1f24; --soft: #5c6670;
@@ -36,28 +37,29 @@ th:first-child, td:first-child { text-align: left; } th { font-weight: 600; colo
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; } code { overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0; } dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
+@media print { .wide { overflow: visible; } table { font-size: .75rem; } th, td { padding: .2rem .3rem; } }
 """
 
 
-def page(made: Record, pairs: list[Change]) -> str:
+def page(made: Record, old: Record | None = None) -> str:
     """A whole HTML document that needs no other file.
 
     Args:
         made: of `bench`.
-        pairs: against an older record, see `measured.compared`; may be empty.
+        old: an older record to compare it with.
     """
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width">',
             f"<title>gpurender bench, {text(made['date'])}</title><style>{STYLE}</style></head><body>",
-            *body(made, pairs),
+            *body(made, old),
             "</body></html>\n",
         ]
     )
 
 
-def body(made: Record, pairs: list[Change]) -> Iterator[str]:
+def body(made: Record, old: Record | None) -> Iterator[str]:
     machine, version = made["machine"], made["gpurender"]
     yield "<header><h1>What a render costs</h1>"
     place = f"{machine['processor']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}"
@@ -70,7 +72,8 @@ def body(made: Record, pairs: list[Change]) -> Iterator[str]:
         yield "</section>"
     yield from sweep(made)
     yield from roof(made)
-    yield from comparison(pairs)
+    if old is not None:
+        yield from comparison(old, made)
     yield from every_figure(made)
     yield from origin(made)
 
@@ -157,10 +160,9 @@ def roof(made: Record) -> Iterator[str]:
     yield "</section>"
 
 
-def comparison(pairs: list[Change]) -> Iterator[str]:
-    if not pairs:
-        return
+def comparison(old: Record, made: Record) -> Iterator[str]:
     yield "<section><h2>Against the older record</h2>"
+    yield from (f"<p>{text(words)}</p>" for words in what_is_compared(old, made))
     rows = [
         (
             f"{pair.name} {pair.size}",
@@ -169,7 +171,7 @@ def comparison(pairs: list[Change]) -> Iterator[str]:
             f"{pair.ratio:.2f}",
             f'<span class="{pair.verdict.split()[0]}">{pair.verdict}</span>',
         )
-        for pair in pairs
+        for pair in compared(old, made)
     ]
     yield from shown_table(("figure", "then", "now", "now/then", "verdict"), rows, raw_last=True)
     yield "</section>"
@@ -189,7 +191,7 @@ def origin(made: Record) -> Iterator[str]:
     facts = {
         "date": made["date"],
         "gpurender": f"{made['gpurender']['version']}, commit {made['gpurender']['commit'] or 'unknown'}",
-        "command": " ".join(made["command"]),
+        "command": shlex.join(made["command"]),
         "system": machine["system"],
         "processor": f"{machine['processor']}, {machine['cores']} cores",
         "memory": written(machine["memory_bytes"] or 0, "bytes"),

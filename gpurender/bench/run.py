@@ -25,13 +25,12 @@ from ..find import AVATAR, find_sound, find_template
 from ..render import render
 from ..template import open_template
 from .limits import counts, least_ms, measured_limits
-from .measured import Measured, Record, record
+from .measured import OTHERS, QUIET_PERCENT, Measured, Record, record
 from .stages import RENDERED, STAGES, SWEEPS, Alone, transferred
 from .subject import Loaded, Subject, chosen_networks, enlarged, sound_of
 from .watch import OtherWork, Watched, watch_make
 
 LARGER = (1920, 1080)
-QUIET_PERCENT = 5.0
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 3600.0
 SECONDS = {"cpu": 5.0, "cuda": 60.0}
 CACHES = ("GPURENDER_CACHE", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR")
@@ -100,7 +99,7 @@ def bench(
             results += measure()
         notes = [*loaded[0].engine.notes, *loaded[0].template.notes]
     if (share := others.percent()) is not None:
-        results.append(Measured("other programs' share of the processors", {}, "%", [share]))
+        results.append(Measured(OTHERS, {}, "%", [share]))
         if share > QUIET_PERCENT:
             notes.append(
                 f"other programs took {share:.0f} % of the processors meanwhile: measure again when it is quiet"

@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +67,8 @@ class Alone:
             "colour": lambda: self._batched(name, lambda: rgb_to_nv12(self._frames)),
             "encode": self._encode,
         }
-        return work[name]()
+        with nullcontext() if name == "audio" else self._threads_of_make():  # it hears before it renders
+            return work[name]()
 
     def sweep(self, batch: int) -> list[Measured]:
         """Rendered frames a second, up to the finished pixels, with so many frames at a time; after `encode`."""
@@ -81,13 +82,16 @@ class Alone:
             warm_ups = 1 if self._device.type == "cuda" else 0  # a GPU prepares for each new batch
             for _ in range(warm_ups + self._repeats):
                 began = time.perf_counter()
-                with one_torch_thread() if loaded.engine.name == "openvino" else nullcontext():  # as `make` has it
+                with self._threads_of_make():
                     for _ in render(loaded.template, features, loaded.engine, batch=batch, pixels=loaded.pixels):
                         pass
                     self._finish()
                 runs.append(count / (time.perf_counter() - began))
         parameters = {**loaded.parameters, "batch": batch, "frames": count}
         return [Measured(f"render, batch {batch}", parameters, "frames a second", runs[warm_ups:])]
+
+    def _threads_of_make(self) -> AbstractContextManager[None]:
+        return one_torch_thread() if self._loaded.engine.name == "openvino" else nullcontext()
 
     # --- what stages are given
 

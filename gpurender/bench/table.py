@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from .measured import Change, Record, find, other_settings, sizes
+from .measured import OTHERS, QUIET_PERCENT, Record, compared, find, other_settings, sizes
 from .stages import STAGES, SWEEP, is_once
 
 COLUMNS = 80
@@ -102,19 +102,15 @@ def limit_lines(made: Record) -> Iterator[str]:
             yield f"{result['name']:<25}{written(result['median'], result['unit']):>13}  {spread(result)}"
 
 
-def comparison_table(pairs: list[Change], old: Record, new: Record) -> str:
+def comparison_table(old: Record, new: Record) -> str:
     """Ratios of a record to an older one, figure by figure."""
-    return "\n".join(line.rstrip() for line in comparison_lines(pairs, old, new))
+    return "\n".join(line.rstrip() for line in comparison_lines(old, new))
 
 
-def comparison_lines(pairs: list[Change], old: Record, new: Record) -> Iterator[str]:
-    then = old["gpurender"]
-    yield from wrapped(f"against gpurender {then['version']} ({then['commit'] or 'no commit'}) of {old['date']}")
-    for key in ("processor", "cores", "gpu"):
-        if old["machine"][key] != new["machine"][key]:
-            yield from wrapped(f"ANOTHER MACHINE then: {key} {old['machine'][key]}, now {new['machine'][key]}")
-    for key, before, now in other_settings(old, new):
-        yield from wrapped(f"OTHER SETTINGS then: {key} {before}, now {now}: figures of unlike work")
+def comparison_lines(old: Record, new: Record) -> Iterator[str]:
+    pairs = compared(old, new)
+    for words in what_is_compared(old, new):
+        yield from wrapped(words)
     yield f"{'':<30}{'then':>13}{'now':>13}{'ratio':>8}  verdict"
     for size in dict.fromkeys(pair.size for pair in pairs):
         yield size or "machine"
@@ -124,6 +120,21 @@ def comparison_lines(pairs: list[Change], old: Record, new: Record) -> Iterator[
     missing = len(new["results"]) - len(pairs)
     if missing:
         yield f"{missing} of {len(new['results'])} figures are not in the old record"
+
+
+def what_is_compared(old: Record, new: Record) -> Iterator[str]:
+    """The older record, and what else than gpurender may make a difference."""
+    then = old["gpurender"]
+    yield f"against gpurender {then['version']} ({then['commit'] or 'no commit'}) of {old['date']}"
+    for key in ("processor", "cores", "gpu"):
+        if old["machine"][key] != new["machine"][key]:
+            yield f"ANOTHER MACHINE then: {key} {old['machine'][key]}, now {new['machine'][key]}"
+    for key, before, now in other_settings(old, new):
+        yield f"OTHER SETTINGS then: {key} {before}, now {now}: figures of unlike work"
+    for made, when in ((old, "then"), (new, "now")):
+        others = find(made, OTHERS)
+        if others is not None and others["median"] > QUIET_PERCENT:
+            yield f"NOT QUIET {when}: other programs took {others['median']:.0f} % of the processors"
 
 
 def shortened(name: str, width: int) -> str:
@@ -165,9 +176,9 @@ def written(value: float, unit: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count, more where there are more before the point."""
+    """Three digits that count, more where there are more before the point, but two below 0.1."""
     if value == 0:
         return "0"
     magnitude = abs(value)
-    places = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 else 3
+    places = next((places for places, least in enumerate((100, 10, 1, 0.01)) if magnitude >= least), 4)
     return f"{value:.{places}f}" if magnitude >= 0.001 else f"{value:.1e}"
