@@ -38,7 +38,11 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path} is a pipe or a device, which is not replaced; give a file name.")
     if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} exists; give --overwrite to replace it.")
-    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    check_place(Path(os.path.realpath(path)) if path.is_symlink() else path)
+
+
+def check_place(place: Path) -> None:
+    """Raise OutputError if the directory where something is to be made is not there, or not to be written to."""
     if not place.parent.is_dir():
         raise OutputError(f"{place.parent} is not a directory, so {place.name} cannot be written there.")
     if not os.access(place.parent, os.W_OK):
@@ -172,7 +176,7 @@ def check_output_directory(path: Path, overwrite: bool, mark: str, inputs: Itera
     for read in inputs:
         if read is not None and Path(os.path.realpath(read)).is_relative_to(os.path.realpath(path)):
             raise OutputError(f"{path} holds {read}, which is read and would be gone; give another name.")
-    check_output(Path(os.path.abspath(path)).parent / ".new", overwrite=True)
+    check_place(Path(os.path.abspath(path)))  # of `.`, too
 
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)

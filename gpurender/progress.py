@@ -78,7 +78,13 @@ class TerminalProgress:
         from tqdm import tqdm  # not needed elsewhere
 
         with tqdm(
-            total=total, unit=" frames", desc=self._doing, smoothing=0.1, file=sys.stderr, ncols=columns()
+            total=total,
+            unit=" frames",
+            desc=self._doing,
+            smoothing=0.1,
+            file=sys.stderr,
+            ncols=(width := columns()),
+            dynamic_ncols=width is None,  # else a narrower window would wrap each update onto lines of its own
         ) as bar:
             for item, frames in items:
                 yield item

@@ -42,7 +42,7 @@ svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-
 .grid { stroke: var(--line); } .curve { fill: none; stroke: var(--a); stroke-width: 1.5; stroke-linejoin: round; }
 .limit { stroke: var(--bad); stroke-dasharray: 6 4; } .sample { fill: var(--a); } .dot, svg .least { fill: var(--bad); }
 .row { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; margin: .3rem 0; }
-figure { margin: 0; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+p { overflow-wrap: anywhere; } figure { margin: 0; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 img { width: 100%; display: block; } .pixels { image-rendering: pixelated; }
 """
 
