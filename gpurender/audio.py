@@ -79,7 +79,11 @@ class Features:
         refuse_to_travel(self)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """What a feature file holds for frames start..stop-1: (stop-start, *shape[1:]) float32 on the device."""
+        """What a feature file holds for frames start..stop-1: (stop-start, *shape[1:]) float32 on the device.
+
+        Raises:
+            ValueError: there are no such frames, or none between them.
+        """
         self._check(start, stop)
         return self._read(start, stop).reshape(-1, *self.shape[1:])
 
@@ -87,6 +91,9 @@ class Features:
         """The network's audio input for frames start..stop-1: (stop-start, *WINDOW_SHAPES[mode]) float32.
 
         Frame i gets features [i-8, i+8), zeros where that leaves the sound.
+
+        Raises:
+            ValueError: as `rows`.
         """
         self._check(start, stop)
         if self._windows_ready:
@@ -138,6 +145,8 @@ def load_features(
         return _stored_features(path, fps, device)
     if encoder is None:
         raise InputError(f"{path} is sound, which needs an audio encoder: give --audio-encoder (.onnx or .pth).")
+    if not callable(encoder):
+        raise InputError(f"{encoder} is no audio encoder yet: load_audio_engine makes one of its file.")
     return _speech_features(path, encoder, fps or TRAINED_FPS, device)
 
 

@@ -54,7 +54,7 @@ def rgb_to_nv12(
         (B,H*3/2,W) uint8 on the device of `frames`, H and W rounded up to even.
 
     Raises:
-        ValueError: shape or dtype are not these.
+        ValueError: shape or dtype are not these, or the kernel was asked for and cannot run.
 
     >>> import torch
     >>> from gpurender import rgb_to_nv12
@@ -95,7 +95,7 @@ def nv12_to_rgb(
         (B,3,H,W) uint8 RGB on the device of `surfaces`.
 
     Raises:
-        ValueError: shape or dtype are not these.
+        ValueError: shape or dtype are not these, or the kernel was asked for and cannot run.
 
     >>> import torch
     >>> from gpurender import nv12_to_rgb, rgb_to_nv12
@@ -231,7 +231,8 @@ def check_matrix(matrix: str) -> None:
 
 
 def check_surfaces(surfaces: Tensor) -> None:
-    if surfaces.ndim != 3 or surfaces.shape[1] % 3 or surfaces.shape[2] % 2 or surfaces.dtype != torch.uint8:
+    even = surfaces.ndim == 3 and surfaces.shape[1] % 3 == surfaces.shape[2] % 2 == 0 and min(surfaces.shape[1:]) > 0
+    if not even or surfaces.dtype != torch.uint8:
         raise ValueError(
             f"surfaces are (B,H*3/2,W) uint8 of even H and W, given {tuple(surfaces.shape)} {surfaces.dtype}"
         )

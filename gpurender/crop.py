@@ -54,7 +54,8 @@ def crop_faces(
         (B,3,328,328), dtype and device of `frames`.
 
     Raises:
-        ValueError: shapes, dtypes or devices are not these, or a rectangle leaves the frame or is empty.
+        ValueError: shapes, dtypes or devices are not these, or a rectangle leaves the frame or is empty; or the kernel
+            was asked for and cannot run, or forward-mode derivatives were.
 
     >>> import torch
     >>> from gpurender import crop_faces
@@ -128,15 +129,19 @@ def face_input(crops: Tensor) -> Tensor:
         (B,6,320,320) float32, or the floating dtype of `crops`.
 
     Raises:
-        ValueError: `crops` have another shape.
+        ValueError: `crops` have another shape or dtype.
 
     >>> import torch
     >>> from gpurender import face_input
     >>> face_input(torch.zeros(1, 3, 328, 328, dtype=torch.uint8)).shape
     torch.Size([1, 6, 320, 320])
     """
+    if not isinstance(crops, Tensor):
+        raise ValueError(f"crops are a tensor, given {type(crops).__name__}; torch.from_dlpack makes one")
     if crops.ndim != 4 or crops.shape[1:] != (3, CROP, CROP):
         raise ValueError(f"crops are (B,3,{CROP},{CROP}), given {tuple(crops.shape)}")
+    if crops.dtype != torch.uint8 and not crops.is_floating_point():
+        raise ValueError(f"crops are uint8 or floating point, given {crops.dtype}")
     inner = crops[:, :, BORDER:-BORDER, BORDER:-BORDER].flip(1)
     if not crops.is_floating_point():
         pair = crops.new_empty(len(crops), 6, INNER, INNER, dtype=torch.float32)

@@ -117,13 +117,13 @@ def write_frames(
 ) -> Written:
     """Encode frames as they come; the file appears under its name once it is complete.
 
-    A video is 4:2:0 in BT.709, limited range, and tagged so (MJPEG: JFIF's colours in full range); an odd width or
-    height is made even by repeating the last column or row. Sound is kept whole, at its own rate and channels, as AAC.
-    Pictures are numbered from 1, and each appears once it is complete.
+    A video is 4:2:0 in BT.709, limited range, and tagged so, and an odd width or height is made even by repeating the
+    last column or row (MJPEG: JFIF's colours in full range, and sizes as they are). Sound is kept whole, at its own
+    rate and channels, as AAC. Pictures are numbered from 1, and each appears once it is complete.
 
     Args:
         batches: of (B,3,H,W) uint8 RGB; or, for a video that is not MJPEG, of (B,H*3/2,W) uint8 NV12 in BT.709, limited
-            range, see `rgb_to_nv12`; all on one device.
+            range, see `rgb_to_nv12`; all on one device. A frame alone is `frame[None]`: without, it is three surfaces.
         out: `.mp4`, `.mov` or `.mkv`; or a printf pattern of `.png` or `.jpg`, such as `frames/%05d.png`.
         fps: frames a second.
         sound: a file whose (first) sound track is put into the video; not for pictures.

@@ -15,13 +15,13 @@ AUDIO_ENCODERS = ("audio_encoder.onnx", "audio_encoder.pth", "audio_visual_encod
 
 
 def find_template(name: str | Path) -> Path:
-    """The path itself; `avatar` is the bundled template, a drawn person, where there is no directory of that name."""
+    """The path itself; `avatar` is the bundled template, a drawn person, where there is nothing of that name."""
     path = Path(name)
     return BUNDLED / AVATAR if str(name) == AVATAR and not path.exists() else path
 
 
 def find_sound(name: str | Path) -> Path:
-    """The path itself; `hello` is the bundled recording, a synthetic voice, where there is no file of that name."""
+    """The path itself; `hello` is the bundled recording, a synthetic voice, where there is nothing of that name."""
     path = Path(name)
     return BUNDLED / f"{HELLO}.flac" if str(name) == HELLO and not path.exists() else path
 

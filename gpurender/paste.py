@@ -57,8 +57,9 @@ def paste_faces(
         (B,3,H,W), dtype and device of `frames`.
 
     Raises:
-        ValueError: shapes, dtypes or devices are not these, or a rectangle leaves the frame or is empty; or gradients
-            are asked for in place.
+        ValueError: shapes, dtypes or devices are not these, or a rectangle leaves the frame or is empty; the kernel was
+            asked for and cannot run, or forward-mode derivatives were; or in place, gradients are asked for, or the
+            frames share memory or are read-only.
 
     >>> import torch
     >>> from gpurender import crop_faces, paste_faces
@@ -129,6 +130,9 @@ def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tenso
     if frames.ndim != 4:
         raise ValueError(f"frames are (B,3,H,W), given {tuple(frames.shape)}")
     rects = check_frames_and_rects(frames, rects)
+    for name, tensor in (("crops", crops), ("predictions", predictions), ("keep", keep)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} are a tensor, given {type(tensor).__name__}; torch.from_dlpack makes one")
     check_no_tangents(crops, predictions)
     batch = frames.shape[0]
     if crops.shape != (batch, 3, CROP, CROP) or crops.dtype != frames.dtype:

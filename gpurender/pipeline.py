@@ -106,6 +106,9 @@ class FrameGenerationPipeline:
         Args:
             audio_features_path, template_dir: see `generate_video`.
             output_dir, num_sample_frames, overwrite: see `write_reference`.
+
+        Raises:
+            InputError, DeviceError, OutputError: see `write_reference`; also for features of another mode.
         """
         self._check_features(audio_features_path)
         return write_reference(

@@ -105,8 +105,15 @@ class ReferenceSet:
         return f"ReferenceSet({self.path.name}: {len(self)} frames of {self.size[0]}×{self.size[1]})"
 
     def position(self, index: int) -> int:
-        """Where the sample of an output frame is among the samples."""
-        return bisect_left(self.samples, index, key=lambda sample: sample.index)
+        """Where the sample of an output frame is among the samples.
+
+        Raises:
+            ValueError: there is none of this frame.
+        """
+        place = bisect_left(self.samples, index, key=lambda sample: sample.index)
+        if place == len(self) or self.samples[place].index != index:
+            raise ValueError(f"{self.path} has no sample of frame {index}")
+        return place
 
     def frames(self, indices: Sequence[int]) -> list[Tensor]:
         """(3,H,W) uint8 RGB on the CPU, of samples, by their place among the samples.

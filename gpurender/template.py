@@ -123,21 +123,26 @@ class Template:
             ValueError: there are no indices, or no such frames.
         """
         check_process(self._process, "template")
-        indices = [int(index) for index in indices]
-        if not indices or not 0 <= min(indices) <= max(indices) < len(self):
-            raise ValueError(f"frames are 0 to {len(self) - 1}, at least one of them; given {indices}")
+        indices = self._checked(indices)
         return self._frames(indices), self._masks(indices) if self._masks else None
 
     def keep(self, indices: Sequence[int]) -> None:
         """Decode those of some frames that will stay on the device. Not while `frames` is at work.
 
         Raises:
-            InputError: as `frames`.
+            InputError, ValueError: as `frames`.
         """
         check_process(self._process, "template")
+        indices = self._checked(indices)
         self._frames.keep(indices)
         if self._masks:
             self._masks.keep(indices)
+
+    def _checked(self, indices: Sequence[int]) -> list[int]:
+        indices = [int(index) for index in indices]
+        if not indices or not 0 <= min(indices) <= max(indices) < len(self):
+            raise ValueError(f"frames are 0 to {len(self) - 1}, at least one of them; given {indices}")
+        return indices
 
 
 @contextmanager
@@ -224,7 +229,8 @@ def open_template(
             where it makes NV12 on a CPU.
 
     Raises:
-        InputError: something in the directory is missing, does not match or cannot be used; the message names it.
+        InputError: something in the directory is missing, does not match or cannot be used; the message names it. Or
+            the decoder is one of videos, and the frames are pictures, or the other way round.
         DeviceError: there is no such device here, or the decoder that is asked for cannot be used here or for this
             video.
     """

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,11 +48,11 @@ def judged_parts(
     width, height = a.size
     if rect is None:
         rects, words = (0, 0, width, height), "whole frames"
-    elif isinstance(rect, tuple | list) or re.fullmatch(r" *-?[0-9]+( *, *-?[0-9]+){3} *", str(rect)):
-        given = rect if isinstance(rect, tuple | list) else [*map(int, str(rect).split(","))]
-        if len(given) != 4:
-            raise InputError(f"{rect} is no rectangle; give x0, y0, x1, y1.")
-        x0, y0, x1, y1 = given
+    elif not isinstance(rect, str | Path) or re.fullmatch(r" *-?[0-9]+( *, *-?[0-9]+){3} *", str(rect)):
+        try:
+            x0, y0, x1, y1 = map(int, str(rect).split(",")) if isinstance(rect, str | Path) else map(index, rect)
+        except (TypeError, ValueError):
+            raise InputError(f"{rect} is no rectangle; give x0, y0, x1, y1 in whole pixels.") from None
         rects, words = (x0, y0, x1, y1), f"the rectangle {x0},{y0},{x1},{y1}"
     elif str(rect) == FACE:
         rects, words = faces_of_sets(a, b, numbers), "the faces"
