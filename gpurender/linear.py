@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
 
+from .export import drop_weights
 from .halves import KEPT_BYTES, has_branches
 
 Part = tuple[ir.Value, np.ndarray]
@@ -37,7 +38,7 @@ def ease(model: ModelProto) -> ModelProto:
     """
     if has_branches(model) or model.graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         return model
-    network = ir.from_proto(rewrite(model, [fuse_batchnorm_into_conv_rule]))
+    network = rewrite(ir.from_proto(model), [fuse_batchnorm_into_conv_rule])
     graph = network.graph
     heard = reached(graph, graph.inputs[1])
     seen = reached(graph, graph.inputs[0]) - heard
@@ -49,7 +50,9 @@ def ease(model: ModelProto) -> ModelProto:
         else:
             merge(graph, convolution, parts, seen)
     RemoveUnusedNodesPass()(network)
-    return ir.to_proto(network)
+    eased = ir.to_proto(network)
+    drop_weights(network)
+    return eased
 
 
 def reached(graph: ir.Graph, start: ir.Value) -> set[ir.Value]:

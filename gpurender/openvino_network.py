@@ -51,8 +51,10 @@ def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
                 return read_kept(directory)
     network = make_ready(path, mode)
     if directory is not None:
-        with suppress(OutputError, RuntimeError):  # it can be made anew
+        with suppress(OutputError, RuntimeError, OSError):  # it can be made anew
             keep(network, directory)
+            network = read_kept(directory)  # whose weights are the file's pages
+            return_free_memory()
     return network
 
 
