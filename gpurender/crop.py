@@ -137,7 +137,7 @@ def face_input(crops: Tensor) -> Tensor:
     torch.Size([1, 6, 320, 320])
     """
     if not isinstance(crops, Tensor):
-        raise ValueError(f"crops are a tensor, given {type(crops).__name__}; torch.from_dlpack makes one")
+        raise ValueError(f"crops: give a tensor, not {type(crops).__name__}; torch.from_dlpack makes one")
     if crops.ndim != 4 or crops.shape[1:] != (3, CROP, CROP):
         raise ValueError(f"crops are (B,3,{CROP},{CROP}), given {tuple(crops.shape)}")
     if crops.dtype != torch.uint8 and not crops.is_floating_point():

@@ -132,7 +132,7 @@ def check_faces(frames: Tensor, crops: Tensor, predictions: Tensor, rects: Tenso
     rects = check_frames_and_rects(frames, rects)
     for name, tensor in (("crops", crops), ("predictions", predictions), ("keep", keep)):
         if tensor is not None and not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} are a tensor, given {type(tensor).__name__}; torch.from_dlpack makes one")
+            raise ValueError(f"{name}: give a tensor, not {type(tensor).__name__}; torch.from_dlpack makes one")
     check_no_tangents(crops, predictions)
     batch = frames.shape[0]
     if crops.shape != (batch, 3, CROP, CROP) or crops.dtype != frames.dtype:

@@ -68,6 +68,11 @@ def test_golden_features_and_windows(shared: Path, seeded_encoder: Path, device:
         np.testing.assert_allclose(ours[0].reshape(16, 512).cpu().numpy(), window, atol=tolerance)
 
 
+def test_a_file_is_no_encoder_yet(speech: Path, seeded_encoder: Path) -> None:
+    with pytest.raises(InputError, match="load_audio_engine makes one of its file"):
+        load_features(speech, encoder=seeded_encoder)  # pyright: ignore[reportArgumentType]
+
+
 def test_encoders_hear_in_float32(speech: Path) -> None:
     """Not in TF32, which cuDNN may take otherwise."""
 

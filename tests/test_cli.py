@@ -28,7 +28,7 @@ from click.testing import CliRunner
 from conftest import MakeTemplate, Run, landmarks, tones
 from PIL import Image
 
-from gpurender import UNet
+from gpurender import UNet, cli
 from gpurender.cli import main
 
 
@@ -308,6 +308,8 @@ def test_names_that_the_system_refuses(run: Run, anna: Path) -> None:
     refused(run, "File name too long", "--template", anna, "--audio", 300 * "a" + ".wav")
     os.mkfifo("pipe.wav")
     refused(run, "pipe.wav is a pipe or a device", "--template", anna, "--audio", "pipe.wav")
+    np.save("a.npy", np.zeros((3, 512), np.float32))
+    refused(run, "pipe.wav is a pipe or a device", "--template", anna, "--audio", "a.npy", "--sound", "pipe.wav")
 
 
 def test_any_name_will_do(run: Run, anna: Path) -> None:
@@ -332,6 +334,27 @@ def test_closed_standard_streams(run: Run, anna: Path) -> None:
     assert full.returncode == 2
     assert "Error: No space left on device." in full.stderr
     assert "Traceback" not in full.stderr
+
+
+def test_an_output_that_nobody_reads_is_no_verdict(tmp_path: Path) -> None:
+    """`compare` ends with 1 where videos differ."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
+    reads, writes = os.pipe()
+    os.close(reads)
+    ended = subprocess.run(program("compare", tmp_path, tmp_path), stdout=writes, stderr=subprocess.PIPE, timeout=100)
+    os.close(writes)
+    assert ended.returncode == cli.CLOSED_PIPE
+    assert re.fullmatch(rb"compared 1 of 1 frames, .* a second\n", ended.stderr)
+
+
+def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path / 'gone'}; rmdir ../gone; exec {sys.executable} -m gpurender.cli doctor"
+    package = Path(cli.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=100, env=environment)
+    assert ended.returncode == 2
+    assert ended.stderr == "Error: the working directory is gone; change to another.\n"
 
 
 def test_bad_outputs_and_devices(run: Run, anna: Path, speech: Path) -> None:

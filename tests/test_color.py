@@ -138,3 +138,5 @@ def test_other_shapes_and_types_are_refused(frames: torch.Tensor) -> None:
         rgb_to_nv12(frames)
     with pytest.raises(ValueError, match=r"surfaces are \(B,H\*3/2,W\) uint8 of even H and W, given"):
         nv12_to_rgb(frames)
+    with pytest.raises(ValueError, match="surfaces are"):
+        nv12_to_rgb(torch.zeros(1, 0, 4, dtype=torch.uint8))

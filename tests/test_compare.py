@@ -246,12 +246,13 @@ def test_odd_frames_and_their_video_with_even_ones(run: Run) -> None:
     assert "whole frames, without what makes odd sizes even in videos" in result.stdout
 
 
-@pytest.mark.parametrize("rect", [(1, 2, 3), [1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("rect", [(1, 2, 3), [1, 2, 3, 4, 5], (1.5, 2, 30, 40), 7])
 def test_a_rectangle_has_four_numbers(run: Run, rect: object) -> None:
     write_pictures(Path("a"))
     with pytest.raises(InputError, match="is no rectangle; give x0, y0, x1, y1"):
         compare_frames("a", "a", rect=rect)  # pyright: ignore[reportArgumentType]
-    assert compare_frames("a", "a", rect=[10, 10, 40, 40]).alike  # pyright: ignore[reportArgumentType]
+    for given in ([10, 10, 40, 40], torch.tensor([10, 10, 40, 40]), np.array([10, 10, 40, 40])):
+        assert compare_frames("a", "a", rect=given).alike  # pyright: ignore[reportArgumentType]
 
 
 def test_results_beside_what_is_read_may_be_made_again(run: Run) -> None:

@@ -82,6 +82,20 @@ def test_face_input_is_the_pair_in_bgr(device: torch.device) -> None:
     np.testing.assert_array_max_ulp(pair[:, 3:].numpy(), masked.transpose(0, 3, 1, 2), ulp)
 
 
+@pytest.mark.parametrize(
+    ("crops", "words"),
+    [
+        (torch.zeros(1, 3, 328, 328, dtype=torch.bool), "uint8 or floating point, given torch.bool"),
+        (torch.zeros(1, 3, 328, 328, dtype=torch.int32), "uint8 or floating point"),
+        (torch.zeros(1, 3, 320, 320), r"crops are \(B,3,328,328\)"),
+        (np.zeros((1, 3, 328, 328), np.uint8), "crops: give a tensor, not ndarray"),
+    ],
+)
+def test_face_input_of_something_else(crops: torch.Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        face_input(crops)
+
+
 FRAMES = torch.zeros(2, 3, 50, 60, dtype=torch.uint8)
 
 

@@ -87,6 +87,23 @@ def test_memory_layout_does_not_matter(tiny_onnx: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_inputs_that_are_no_pictures_and_sounds(tiny_unet: Path, engine: EngineName) -> None:
+    runtime = load_engine(tiny_unet, device="cpu", engine=engine, precision="fp32")
+    faces, audio = example_input(2, "ave")
+    expected = predict(runtime, faces, audio)
+    for kind in (torch.float64, torch.float16):
+        assert (predict(runtime, faces.to(kind), audio.to(kind)) - expected).abs().max() < 0.05
+    for bad_faces, bad_audio, words in (
+        (faces.byte(), audio, "floating point, given torch.uint8"),
+        (faces[:1], audio, r"given \(1, 6, 320, 320\) and \(2, 32, 16, 16\)"),
+        (faces[:0], audio[:0], "B at least 1"),
+        (faces[:, :3], audio, r"\(B,6,320,320\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            predict(runtime, bad_faces, bad_audio)
+
+
 def test_torch_engine_is_the_module(tiny_unet: Path, device: torch.device) -> None:
     inputs, expected = torch_picture(tiny_unet, 3)
     engine = load_engine(tiny_unet, device=device, engine="torch", precision="fp32")

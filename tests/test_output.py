@@ -25,7 +25,7 @@ from PIL import Image
 
 from gpurender import OutputError, write_frames
 from gpurender import output as output_module
-from gpurender.output import check_output, complete_or_absent, complete_or_absent_directory
+from gpurender.output import check_output, check_output_directory, complete_or_absent, complete_or_absent_directory
 
 Listing = dict[str, bytes | None]
 
@@ -516,6 +516,13 @@ def test_a_directory_may_be_the_one_that_we_are_in(tmp_path: Path, monkeypatch: 
     with complete_or_absent_directory(Path("."), overwrite=False, mark="mark") as hidden:
         (hidden / "mark").write_text("new")
     assert listing(tmp_path) == {"here": None, "here/mark": b"new"}
+
+
+def test_where_a_directory_cannot_be_made_is_told_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / ".new").mkdir()
+    check_output_directory(tmp_path / "set", overwrite=False, mark="mark", inputs=[])
+    with pytest.raises(OutputError, match="none is not a directory, so set cannot be written there"):
+        check_output_directory(tmp_path / "none" / "set", overwrite=False, mark="mark", inputs=[])
 
 
 def test_a_link_that_leads_nowhere_is_there(tmp_path: Path) -> None:

@@ -264,6 +264,8 @@ def test_other_modes_have_no_audio_encoder(
     assert len(rendered(tmp_path / "package", tmp_path / "a.npy", tmp_path / "a")) == 3
     with pytest.raises(InputError, match=f"takes {mode} features, which no audio encoder makes; leave out e.pth"):
         pack_template(path, tmp_path / "other", mode=mode, audio_encoder="e.pth")
+    with pytest.raises(InputError, match=f"anna takes {mode} features"):
+        pack_template(path, tmp_path / "other", mode=mode, audio_encoder="e.pth", networks=False)
 
 
 def test_a_package_has_a_keyframe_every_fifty_frames(tmp_path: Path) -> None:

@@ -161,6 +161,8 @@ RECTS = torch.tensor([[0, 0, 9, 9]] * 2)
         (CROPS, PREDICTIONS.int(), None, "predictions are"),
         (CROPS, PREDICTIONS, torch.zeros(2, 9, 9, dtype=torch.bool), r"keep is \(2, 50, 60\) bool"),
         (CROPS, PREDICTIONS, torch.zeros(2, 50, 60), "keep is"),
+        (CROPS, PREDICTIONS.numpy(), None, "predictions: give a tensor, not ndarray"),
+        (CROPS, PREDICTIONS, np.zeros((2, 50, 60), bool), "keep: give a tensor, not ndarray"),
     ],
 )
 def test_bad_arguments(crops: torch.Tensor, predictions: torch.Tensor, keep: torch.Tensor | None, words: str) -> None:

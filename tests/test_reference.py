@@ -124,6 +124,14 @@ def test_what_a_set_holds(stored: Path, anna: Path, features: Path, tiny_unet: P
     assert {str(file.relative_to(stored)) for file in stored.rglob("*") if file.is_file()} == listed
 
 
+def test_samples_are_found_by_their_frames(stored: Path) -> None:
+    kept = open_reference(stored)
+    assert [kept.position(sample.index) for sample in kept.samples] == [*range(len(kept))]
+    for index in {*range(-1, kept.samples[-1].index + 2)} - {sample.index for sample in kept.samples}:
+        with pytest.raises(ValueError, match=f"no sample of frame {index}"):
+            kept.position(index)
+
+
 def test_the_same_bytes_again(stored: Path, anna: Path, features: Path, tmp_path: Path) -> None:
     write(anna, features, tmp_path / "again", frames=4)
     for file in stored.rglob("*"):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import av
 import numpy as np
 import onnx
 import pytest
@@ -177,6 +178,15 @@ def test_where_memory_is_short_a_note_says_how_much_would_do(
     monkeypatch.setattr(sys.modules["gpurender.render"], "free_memory", lambda: (enough - 1) * 2**20)
     (note,) = notes(0)
     assert note.endswith(f": keeping what it makes would take {enough} MiB, more than is free")
+
+
+def test_the_bundled_recording_goes_with_any_features(
+    make_template: MakeTemplate, features_file: Path, tiny_unet: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.mp4"
+    gpurender.make(make_template(), features_file, out, model=tiny_unet, device="cpu", engine="torch", sound="hello")
+    with av.open(str(out)) as container:
+        assert len(container.streams.audio) == 1
 
 
 def test_a_network_that_hears_from_its_first_layer_on_has_no_first_half(

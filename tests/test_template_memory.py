@@ -122,6 +122,8 @@ def test_frames_that_are_not_there(make_template: MakeTemplate, indices: list[in
     assert len(template.frames(torch.tensor([4, 0]))[0]) == 2  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"frames are 0 to 4, at least one of them; given \["):
         template.frames(indices)
+    with pytest.raises(ValueError, match="frames are 0 to 4"):
+        template.keep(indices)
 
 
 @pytest.mark.parametrize("budget", [0, 2**30])
