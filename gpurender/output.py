@@ -69,15 +69,14 @@ def check_outputs(
         inputs: files that are read, and directories whose numbered files are.
     """
     files = [Path(path) for path in paths if path is not None]
-    read = [Path(os.path.realpath(path)) for path in inputs if path is not None]
-    for i, file in enumerate(files):
-        place = Path(os.path.realpath(file))
+    places, read = ([Path(os.path.realpath(path)) for path in some if path is not None] for some in (files, inputs))
+    for i, (file, place) in enumerate(zip(files, places, strict=True)):
         if place in read:
             raise OutputError(f"{file} is what is read, and would be replaced; give another name.")
         numbered = file.suffix.lower() in SUFFIXES_READ and (is_pattern(file) or place.exists())
         if numbered and place.parent in read:
             raise OutputError(f"{file} is among what is read; give a name outside of {file.parent}.")
-        if os.path.realpath(file) in map(os.path.realpath, files[:i]):
+        if place in places[:i]:
             raise OutputError(f"{file} is named for two results, of which one would replace the other; give two names.")
         if not (is_pattern(file) and file.suffix.lower() in SUFFIXES_READ):
             check_output(file, overwrite)

@@ -137,8 +137,7 @@ def is_biased(bias: openvino.Node, kind: str, kernel: int) -> bool:
     convolution, around = bias.input_value(0).get_node(), [kernel // 2] * 2
     same = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": around, "pads_end": around}
     return (
-        matches(convolution, same, kernel)
-        and (kind != "GroupConvolution" or is_depthwise(convolution))
+        (is_depthwise(convolution) if kind == "GroupConvolution" else matches(convolution, same, kernel))
         and constant(convolution.input_value(1))
         and constant(bias.input_value(1))
         and only_consumer(convolution) is not None
