@@ -30,14 +30,16 @@ svg .main { fill: var(--main); } svg .other { fill: var(--other); }
 svg .roof { stroke: var(--ink); stroke-width: 2; fill: none; }
 svg .path { stroke: var(--main); stroke-width: 2; fill: none; }
 svg .range { stroke: var(--ink); stroke-width: 1.5; } svg .drop { stroke: var(--soft); stroke-dasharray: 3 3; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.wide, figure { overflow-x: auto; } svg { min-width: 36rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
 .better { color: var(--good); } .worse { color: var(--bad); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; } code { overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0; } dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
-@media print { .wide { overflow: visible; } table { font-size: .75rem; } th, td { padding: .2rem .3rem; } }
+@media print { .wide, figure { overflow: visible; } svg { min-width: 0; }
+  table { font-size: .75rem; } th, td { padding: .2rem .3rem; } }
 """
 
 

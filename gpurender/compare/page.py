@@ -38,12 +38,14 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5re
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
-svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+.wide { overflow-x: auto; } svg { width: 100%; min-width: 36rem; height: auto; display: block; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 .grid { stroke: var(--line); } .curve { fill: none; stroke: var(--a); stroke-width: 1.5; stroke-linejoin: round; }
 .limit { stroke: var(--bad); stroke-dasharray: 6 4; } .sample { fill: var(--a); } .dot, svg .least { fill: var(--bad); }
 .row { display: grid; grid-template-columns: repeat(3, 1fr); gap: .6rem; margin: .3rem 0; }
 p { overflow-wrap: anywhere; } figure { margin: 0; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 img { width: 100%; display: block; } .pixels { image-rendering: pixelated; }
+@media print { .wide { overflow: visible; } svg { min-width: 0; } }
 """
 
 
@@ -163,10 +165,10 @@ def curve(numbers: list[int], values: list[float], limit: float, words: str) -> 
             for number, value in zip(numbers, values, strict=True)
         )
     return (
-        f'<svg viewBox="0 0 {LEFT + WIDTH + 20} {TOP + HEIGHT + BOTTOM}" role="img">{grid}'
+        f'<div class="wide"><svg viewBox="0 0 {LEFT + WIDTH + 20} {TOP + HEIGHT + BOTTOM}" role="img">{grid}'
         f'<polyline class="curve" points="{line}"/>'
         f'<circle class="dot" cx="{x(numbers[worst]):.1f}" cy="{y(values[worst]):.1f}" r="3.5">'
-        f"<title>frame {numbers[worst]}: {words.format(values[worst])}</title></circle></svg>"
+        f"<title>frame {numbers[worst]}: {words.format(values[worst])}</title></circle></svg></div>"
     )
 
 
