@@ -22,7 +22,7 @@ TEMPLATE_FRAMES = 520
 
 
 def peak(folder: Path, frames: int, repeats: int, device: str) -> list[Measured]:
-    """Of programs that show every frame of a template, a quarter of them twice."""
+    """Of programs that show nearly every frame of a template, a quarter of them twice."""
     template = avatar_pictures(folder / "large", frames)
     unet, encoder = seeded_networks(folder)
     sound = sound_of(find_sound("hello"), 1.25 * frames / 25, folder / "speech.wav")

@@ -29,7 +29,11 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         with interruptible():
-            return self.invoked(ctx)
+            try:
+                return self.invoked(ctx)
+            except BrokenPipeError:  # as of `| head`: the end is without a word, and click's 1 would say "different"
+                give_up_closed_pipes()
+                ctx.exit(CLOSED_PIPE)
 
     def invoked(self, ctx: click.Context) -> Any:
         from .errors import DeviceError, InputError, OutputError, first_line
@@ -40,11 +44,7 @@ class Commands(click.Group):
         share_memory_arenas()
         keep_to_allowed_cores()
         try:
-            os.getcwd()
-        except FileNotFoundError:  # MKL would end the program with words about a library
-            click.echo("Error: the working directory is gone; change to another.", err=True)
-            ctx.exit(2)
-        try:
+            check_working_directory()
             return super().invoke(ctx)
         except (InputError, DeviceError, OutputError) as error:
             click.echo(f"Error: {error}", err=True)
@@ -67,15 +67,33 @@ class Commands(click.Group):
                 err=True,
             )
             ctx.exit(2)
-        except BrokenPipeError:  # as of `| head`: the end is without a word, and click's 1 would say "different"
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # what is held back goes nowhere
-            ctx.exit(CLOSED_PIPE)
+        except BrokenPipeError:
+            raise  # see `invoke`: messages of errors may meet it, too
         except OSError as error:
             tell_of_threads(ctx, error)
             # a directory that may not be entered, a name that is too long, a full standard output
             named = "" if error.filename is None else f"{error.filename}: "
             click.echo(f"Error: {named}{error.strerror or error}.", err=True)
             ctx.exit(2)
+
+
+def check_working_directory() -> None:
+    """Raise InputError if it is gone: MKL would end the program with words about a library."""
+    from .errors import InputError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working directory is gone; change to another.") from None
+
+
+def give_up_closed_pipes() -> None:
+    """What a closed pipe has not taken goes nowhere: Python would complain of it at the end. The other stream stays."""
+    for stream in ("stdout", "stderr"):
+        try:
+            getattr(sys, stream).flush()
+        except BrokenPipeError:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def tell_of_threads(ctx: click.Context, error: Exception) -> None:

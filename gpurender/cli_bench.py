@@ -70,7 +70,7 @@ def bench(
       gpurender bench --template dataset/anna --model 195.pth --audio speech.wav
 
     --compare calls a figure better or worse only where all runs now are on one side of all runs then, by more than half
-    of what either spread; else the difference is within noise. Exit codes: 0 done, 2 something given cannot be used,
+    of either's spread; else the difference is within noise. Exit codes: 0 done, 2 something given cannot be used,
     130 interrupted.
     """
     from .bench.measured import as_json, read_record
@@ -85,8 +85,8 @@ def bench(
     made = measure(command=["gpurender", *sys.argv[1:]], notify=TerminalProgress().stage, **options)
     if json_file is not None:
         write_text(json_file, as_json(made), overwrite)
-    click.echo(table(made))
-    if old is not None:
-        click.echo("\n" + comparison_table(old, made))
     if html_file is not None:
         write_text(html_file, page(made, old), overwrite)
+    click.echo(table(made))  # behind the files: who reads it may close the pipe
+    if old is not None:
+        click.echo("\n" + comparison_table(old, made))

@@ -84,6 +84,7 @@ class TerminalProgress:
             smoothing=0.1,
             file=sys.stderr,
             ncols=(width := columns()),
+            nrows=None if width is None else 24,  # of no rows, tqdm would show none
             dynamic_ncols=width is None,  # else a narrower window would wrap each update onto lines of its own
         ) as bar:
             for item, frames in items:

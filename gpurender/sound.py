@@ -13,7 +13,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from torch import Tensor
 
-from .errors import InputError, check_no_pipe
+from .errors import InputError
 
 SAMPLE_RATE = 16_000
 MEL_RATE = 80  # mel rows a second
@@ -23,7 +23,6 @@ N_FFT, HOP = 800, 200
 
 def open_sound(path: str | Path) -> InputContainer:
     """Open a file that has a sound track."""
-    check_no_pipe(Path(path))  # it is opened more than once
     try:
         # absolute: FFmpeg would take `a:b.wav` for a protocol a; tags need not be UTF-8
         container = av.open(str(Path(path).absolute()), metadata_errors="replace")

@@ -14,7 +14,7 @@ from av.codec.context import CodecContext
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
-from .errors import InputError
+from .errors import InputError, check_no_pipe
 from .prefetch import prefetch
 from .sound import damage, decoded_frames, open_sound
 
@@ -105,6 +105,7 @@ class SoundTrack:
 
 def check_sound(sound: str | Path) -> None:
     """Raise InputError if a sound cannot be that of a video, before any work is done for it."""
+    check_no_pipe(Path(sound))  # it is opened again then
     with open_sound(sound) as source:
         context = cast(AudioCodecContext, av.CodecContext.create("aac", "w"))
         context.sample_rate, context.layout = rate_and_layout(source)

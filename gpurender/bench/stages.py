@@ -67,7 +67,7 @@ class Alone:
             "colour": lambda: self._batched(name, lambda: rgb_to_nv12(self._frames)),
             "encode": self._encode,
         }
-        with nullcontext() if name == "audio" else self._threads_of_make():  # it hears before it renders
+        with nullcontext() if name == "audio" else self._threads_of_make():  # of which a part comes before the render
             return work[name]()
 
     def sweep(self, batch: int) -> list[Measured]:
@@ -177,8 +177,9 @@ class Alone:
 
         def hear() -> None:
             features = self._loaded.hear()
-            for start in range(0, count, self._loaded.batch):
-                features.windows(start, min(start + self._loaded.batch, count))
+            with self._threads_of_make():  # its encoder hears as frames are asked for, in the midst of a render
+                for start in range(0, count, self._loaded.batch):
+                    features.windows(start, min(start + self._loaded.batch, count))
 
         runs = [1000 * seconds / count for seconds in timed(hear, self._repeats, self._finish)]
         return [self._result("audio", count, runs)]

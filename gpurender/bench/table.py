@@ -114,12 +114,9 @@ def comparison_lines(old: Record, new: Record) -> Iterator[str]:
     yield f"{'':<30}{'then':>13}{'now':>13}{'ratio':>8}  verdict"
     for size in dict.fromkeys(pair.size for pair in pairs):
         yield size or "machine"
-        for pair in (pair for pair in pairs if pair.size == size and (": " not in pair.name or "busy" in pair.name)):
+        for pair in (pair for pair in pairs if pair.size == size and is_shown(pair.name)):
             then, now = written(pair.old, pair.unit), written(pair.new, pair.unit)
             yield f"  {shortened(pair.name, 28):<28}{then:>13}{now:>13}{pair.ratio:>8.2f}  {pair.verdict}"
-    missing = len(new["results"]) - len(pairs)
-    if missing:
-        yield f"{missing} of {len(new['results'])} figures are not in the old record"
 
 
 def what_is_compared(old: Record, new: Record) -> Iterator[str]:
@@ -135,6 +132,13 @@ def what_is_compared(old: Record, new: Record) -> Iterator[str]:
         others = find(made, OTHERS)
         if others is not None and others["median"] > QUIET_PERCENT:
             yield f"NOT QUIET {when}: other programs took {others['median']:.0f} % of the processors"
+    missing = len(new["results"]) - len(compared(old, new))
+    if missing:
+        yield f"{missing} of {len(new['results'])} figures are not in the old record"
+
+
+def is_shown(name: str) -> bool:
+    return name != OTHERS and (": " not in name or "busy" in name)
 
 
 def shortened(name: str, width: int) -> str:

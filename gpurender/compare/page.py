@@ -110,8 +110,8 @@ def curves(comparison: Comparison) -> str:
     psnr_db = [figures.psnr_db for figures in comparison.figures.values()]
     similar = [figures.ssim for figures in comparison.figures.values()]
     return (
-        f"<h2>PSNR, dB</h2>{curve(numbers, psnr_db, comparison.min_psnr_db, '{:g}')}"
-        f"<h2>SSIM</h2>{curve(numbers, similar, comparison.min_ssim, '{:.6g}')}"
+        f"<h2>PSNR, dB</h2><div class='wide'>{curve(numbers, psnr_db, comparison.min_psnr_db, '{:g}')}</div>"
+        f"<h2>SSIM</h2><div class='wide'>{curve(numbers, similar, comparison.min_ssim, '{:.6g}')}</div>"
     )
 
 
@@ -165,10 +165,10 @@ def curve(numbers: list[int], values: list[float], limit: float, words: str) -> 
             for number, value in zip(numbers, values, strict=True)
         )
     return (
-        f'<div class="wide"><svg viewBox="0 0 {LEFT + WIDTH + 20} {TOP + HEIGHT + BOTTOM}" role="img">{grid}'
+        f'<svg viewBox="0 0 {LEFT + WIDTH + 20} {TOP + HEIGHT + BOTTOM}" role="img">{grid}'
         f'<polyline class="curve" points="{line}"/>'
         f'<circle class="dot" cx="{x(numbers[worst]):.1f}" cy="{y(values[worst]):.1f}" r="3.5">'
-        f"<title>frame {numbers[worst]}: {words.format(values[worst])}</title></circle></svg></div>"
+        f"<title>frame {numbers[worst]}: {words.format(values[worst])}</title></circle></svg>"
     )
 
 
