@@ -15,7 +15,7 @@ from .network import FACE_SHAPE, WINDOW_SHAPES, Encoded, Mode
 
 EngineName = Literal["auto", "tensorrt", "openvino", "torch"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "mixed", "int8"]
-NO_FIRST_HALF = "no part of the network depends on the face alone, so all of it runs for each frame"
+NO_FIRST_HALF = "nothing that the network computes from the face alone can be kept, so all of it runs for each frame"
 """The note of engines on networks that are not cut."""
 LEAST_PSNR_DB = 40.0  # of a fast type against fp32, in the worst of the probed frames
 LEAST_INT8_DB = 43.0  # of int8, which loses more where a sound goes beyond the ranges: 3 dB in the worst of 300 frames

@@ -18,7 +18,7 @@ from .errors import InputError, first_line
 from .network import FACE_SHAPE, WINDOW_SHAPES, Mode
 
 KEPT_BYTES = 4 * 2**20  # the largest tensor that is kept between the halves, per frame, in float32
-STAND_IN = 7919  # for a batch of any size, while shapes are inferred: a number that no other size is a multiple of
+STAND_INS = 3, 5  # for a batch of any size, while shapes are inferred
 SHAPE_BYTES = 1024  # larger constants are weights, smaller ones may be sizes or scales
 PICTURE_SHAPE = (3, *FACE_SHAPE[1:])
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -78,6 +78,9 @@ def read_network(path: Path, mode: Mode | None = None) -> tuple[ModelProto, Mode
         raise InputError(f"{path} is not an ONNX network that can be read: {first_line(error)}") from None
     del model.graph.value_info[:]
     model.graph.value_info.extend(shapes)
+    for port in (face, audio):
+        if not has_branches(model) and model.graph.output[0].name not in depend_on(model, port.name):
+            raise InputError(f"{path} makes nothing of its input {port.name}; it is no lip-sync network.")
     return model, found
 
 
@@ -121,26 +124,44 @@ def check_no_circle(path: Path, model: ModelProto) -> None:
 
 
 def infer_shapes(model: ModelProto) -> list[ValueInfoProto]:
+    """What is between the nodes. A batch of any size would get lost where sizes are computed with, as in Resize and
+    Reshape: it is inferred for two sizes, and what differs between them was made from it."""
     bare = ModelProto()
     bare.CopyFrom(model)
     for tensor in bare.graph.initializer:
         if tensor.ByteSize() > SHAPE_BYTES:  # weights, which are slow to pass on
             for content in ("raw_data", "float_data", "int32_data"):
                 tensor.ClearField(content)
-    ports = (*bare.graph.input, *bare.graph.output)
-    firsts = [value.type.tensor_type.shape.dim[0] for value in ports if value.type.tensor_type.shape.dim]
-    symbols = {dim.dim_param for dim in firsts if dim.dim_param}
-    for dim in firsts:
-        if dim.dim_param:  # it would get lost where sizes are computed with, as in Resize and Reshape
-            dim.dim_value = STAND_IN
-    found = list(onnx.shape_inference.infer_shapes(bare, data_prop=True).graph.value_info)
-    for value in found if symbols else ():
-        for place, dim in enumerate(value.type.tensor_type.shape.dim):
-            if place == 0 and dim.dim_value == STAND_IN:
-                dim.dim_param = min(symbols)
-            elif dim.dim_value and dim.dim_value % STAND_IN == 0:  # made from it
+    ports = [value.type.tensor_type.shape.dim for value in (*bare.graph.input, *bare.graph.output)]
+    batches = [dims[0] for dims in ports if dims and dims[0].dim_param]
+    if not batches:
+        return list(inferred(bare).values())
+    symbol = batches[0].dim_param
+    found = []
+    for size in STAND_INS:
+        for batch in batches:
+            batch.dim_value = size
+        found.append(inferred(bare))
+    values, others = found
+    for name, value in values.items():
+        dims, again = (v.type.tensor_type.shape.dim for v in (value, others.get(name, ValueInfoProto())))
+        if len(dims) != len(again):
+            value.type.tensor_type.ClearField("shape")
+            continue
+        for place, (dim, other) in enumerate(zip(dims, again, strict=True)):
+            if place == 0 and (dim.dim_value, other.dim_value) == STAND_INS:
+                dim.dim_param = symbol
+            elif dim.dim_value != other.dim_value:
                 dim.Clear()
-    return found
+    return list(values.values())
+
+
+def inferred(model: ModelProto) -> dict[str, ValueInfoProto]:
+    """Shapes by name. Numbers are followed only where the network computes with sizes: ONNX writes out each of a row that
+    may be sizes, a flattened picture's, too."""
+    computes = any(node.op_type in ("Shape", "Size") for node in model.graph.node)
+    found = onnx.shape_inference.infer_shapes(model, data_prop=computes).graph.value_info
+    return {value.name: value for value in found}
 
 
 def recognise_inputs(path: Path, model: ModelProto, mode: Mode | None) -> tuple[ValueInfoProto, ValueInfoProto, Mode]:

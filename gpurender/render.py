@@ -193,8 +193,8 @@ def render(
             if template.device.type == "cuda":
                 wait_for_all(template.device)
                 torch.cuda.empty_cache()
-    more_would_help = faces.memory_for_all > memory_left and NO_FIRST_HALF not in engine.notes
-    if notes is not None and more_would_help and faces.encoded > 1.1 * len(times):
+    too_little = faces.memory_for_all > memory_left and faces.encoded > 1.1 * len(times)
+    if notes is not None and too_little and NO_FIRST_HALF not in engine.notes:
         needed = template.memory_for_all + (backdrops.memory_for_all if backdrops else 0) + faces.memory_for_all
         notes.append(
             f"the network's first half ran {faces.encoded} times for {len(times)} template frames: "
@@ -271,7 +271,6 @@ def make(
     progress = progress or Silent()
     check_batch(batch)
     template, audio = find_template(template), find_sound(audio)
-    sound = None if sound is None else find_sound(sound)
     out = Path(out) if out is not None else default_output(template, audio)
     check_destination(out, frames=0, codec=codec, quality=quality, encoder=encoder, overwrite=overwrite)
     header = f"{audio}.json" if audio.suffix.lower() == ".bin" else None
@@ -279,6 +278,7 @@ def make(
     check_outputs([out, report, trace], overwrite, inputs)
     if sound is not None and is_pattern(out):
         raise InputError(f"{out}: numbered pictures have no sound; leave out {sound}.")
+    sound = None if sound is None else find_sound(sound)
     if sound is not None or (audio.is_file() and audio.suffix.lower() not in FEATURE_FILES and not is_pattern(out)):
         check_sound(sound or audio)
     place = resolve_device(device)

@@ -45,7 +45,7 @@ class Summary:
     template_frames: int
     faces_encoded: int
     """how often the network's first half ran: once for each template frame that was shown, if memory allowed to keep
-    what it made; once for each frame of the video, if not; 0 where no part of the network depends on the face alone"""
+    what it made; once for each frame of the video, if not; 0 where nothing of it can be kept"""
     device: str
     engine: str
     precision: str

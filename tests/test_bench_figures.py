@@ -263,11 +263,14 @@ def test_two_lengths_are_no_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "give three or more" in capsys.readouterr().err
 
 
-def test_the_peak_is_of_programs_that_export_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_peak_of_the_program_that_exports_is_one_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     peaks = iter([9000, 1000, 1001])
     monkeypatch.setattr(memory, "watch_make", lambda words, device: watched(peak_resident_bytes=next(peaks)))
     monkeypatch.setattr(memory, "avatar_pictures", lambda to, frames: to)
     monkeypatch.setattr(memory, "seeded_networks", lambda folder: (folder, folder))
     monkeypatch.setattr(memory, "sound_of", lambda sound, seconds, to: to)
-    (figure,) = memory.peak(tmp_path, 7, 2, "cpu")
-    assert (figure.runs, figure.unit) == ([1000.0, 1001.0], "bytes")
+    first, later = memory.peak(tmp_path, 7, 2, "cpu")
+    assert (first.name, first.runs, first.unit) == ("peak resident memory, nothing cached", [9000.0], "bytes")
+    assert (later.name, later.runs, later.unit) == ("peak resident memory", [1000.0, 1001.0], "bytes")

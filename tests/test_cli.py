@@ -344,9 +344,9 @@ def test_an_output_that_nobody_reads_is_no_verdict(tmp_path: Path) -> None:
     ended = subprocess.run(program("compare", tmp_path, tmp_path), stdout=writes, stderr=subprocess.PIPE, timeout=100)
     assert ended.returncode == cli.CLOSED_PIPE
     assert re.fullmatch(rb"compared 1 of 1 frames, .* a second\n", ended.stderr)
-    for other in (tmp_path, tmp_path / "none"):
-        ended = subprocess.run(program("compare", tmp_path, other), stderr=writes, stdout=subprocess.PIPE, timeout=100)
-        assert (ended.returncode, ended.stdout) == (cli.CLOSED_PIPE, b"")
+    missing = program("compare", tmp_path, tmp_path / "none")
+    ended = subprocess.run(missing, stderr=writes, stdout=subprocess.PIPE, timeout=100)
+    assert (ended.returncode, ended.stdout) == (cli.CLOSED_PIPE, b"")
     os.close(writes)
 
 

@@ -282,6 +282,50 @@ def test_a_cut_behind_what_computes_with_the_batch(tmp_path: Path, how: str, bat
     np.testing.assert_array_equal(run_halves(halves, *inputs), run(tmp_path / "a.onnx", *inputs)[0])
 
 
+def test_a_picture_in_a_row_is_not_taken_for_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX would write out each number of it: 20 GB for some thousand pictures."""
+    monkeypatch.setattr(module, "STAND_INS", (300_000, 500_000))
+    model = network_of(
+        helper.make_node("Resize", ["face", "", "quarter"], ["small"], mode="linear"),
+        helper.make_node("Reshape", ["small", "row"], ["flat"]),
+        helper.make_node("Add", ["flat", "half"], ["more"]),
+        helper.make_node("Reshape", ["more", "pictures"], ["seen"]),
+        helper.make_node("Conv", ["audio", "heard"], ["told"], kernel_shape=[1, 1]),
+        helper.make_node("Resize", ["told", "", "five"], ["spread"], mode="nearest"),
+        helper.make_node("Add", ["seen", "spread"], ["sum"]),
+        helper.make_node("Resize", ["sum", "", "four"], ["large"], mode="nearest"),
+        helper.make_node("Conv", ["large", "drawn"], ["picture"], kernel_shape=[1, 1]),
+        batch="n",
+        quarter=np.array([1, 1, 0.25, 0.25], np.float32),
+        four=np.array([1, 1, 4, 4], np.float32),
+        five=np.array([1, 1, 5, 5], np.float32),
+        row=np.array([-1], np.int64),
+        half=np.array(0.5, np.float32),
+        pictures=np.array([-1, 6, 80, 80], np.int64),
+        heard=np.ones((6, 32, 1, 1), np.float32) / 32,
+        drawn=np.ones((3, 6, 1, 1), np.float32) / 6,
+    )
+    onnx.save(model, tmp_path / "a.onnx")
+    halves = read_halves(tmp_path / "a.onnx")
+    assert halves.encoder is not None
+    assert [value.name for value in halves.encoder.graph.output] == ["seen"]
+
+
+@pytest.mark.parametrize("unused", ["face", "audio"])
+def test_networks_that_make_nothing_of_an_input_are_refused(tmp_path: Path, unused: str) -> None:
+    used, factor = ("face", 1) if unused == "audio" else ("audio", 20)
+    model = network_of(
+        helper.make_node("Conv", [used, "weights"], ["drawn"], kernel_shape=[1, 1]),
+        helper.make_node("Resize", ["drawn", "", "factor"], ["picture"], mode="nearest"),
+        batch="n",
+        factor=np.array([1, 1, factor, factor], np.float32),
+        weights=np.ones((3, 6 if used == "face" else 32, 1, 1), np.float32),
+    )
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(InputError, match=f"makes nothing of its input {unused}"):
+        read_halves(tmp_path / "a.onnx")
+
+
 def test_networks_of_integers_are_refused(tmp_path: Path, tiny_onnx: Path) -> None:
     model = onnx.load(tiny_onnx)
     model.graph.node.insert(0, helper.make_node("Cast", ["pixels"], ["input"], to=TensorProto.FLOAT))
