@@ -157,8 +157,8 @@ def infer_shapes(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def inferred(model: ModelProto) -> dict[str, ValueInfoProto]:
-    """Shapes by name. Numbers are followed only where the network computes with sizes: ONNX writes out each of a row that
-    may be sizes, a flattened picture's, too."""
+    """Shapes by name. Numbers are followed only where the network computes with sizes: ONNX writes out each of a row
+    that may be sizes, a flattened picture's, too."""
     computes = any(node.op_type in ("Shape", "Size") for node in model.graph.node)
     found = onnx.shape_inference.infer_shapes(model, data_prop=computes).graph.value_info
     return {value.name: value for value in found}
