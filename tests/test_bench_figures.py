@@ -263,9 +263,7 @@ def test_two_lengths_are_no_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "give three or more" in capsys.readouterr().err
 
 
-def test_the_program_that_exports_has_a_peak_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_program_that_exports_has_a_peak_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     peaks = iter([9000, 1000, 1001])
     monkeypatch.setattr(memory, "watch_make", lambda words, device: watched(peak_resident_bytes=next(peaks)))
     monkeypatch.setattr(memory, "avatar_pictures", lambda to, frames: to)
