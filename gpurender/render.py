@@ -129,7 +129,10 @@ def render(
     def show(outputs: range) -> Shown:
         indices = frame_order(len(template), outputs, order, start_frame)
         behind = backdrops(indices) if backdrops else template.frames(indices)
-        return Shown(indices, behind, features.windows(outputs.start, outputs.stop).to(template.device))
+        windows = features.windows(outputs.start, outputs.stop)
+        if windows.device.type != template.device.type:
+            windows = windows.to(template.device)
+        return Shown(indices, behind, windows)
 
     def draw(shown: Shown) -> Begun:
         indices, behind, windows = shown
