@@ -180,6 +180,16 @@ def test_where_memory_is_short_a_note_says_how_much_would_do(
     assert note.endswith(f": keeping what it makes would take {enough} MiB, more than is free")
 
 
+@pytest.mark.gpu
+def test_windows_on_the_host_go_to_the_gpu(make_template: MakeTemplate, features_file: Path, tiny_unet: Path) -> None:
+    template, engine = open_template(make_template(), device="cuda"), load_engine(tiny_unet, device="cuda")
+    ours, theirs = (
+        torch.cat([*render(template, load_features(features_file, device=device), engine)])
+        for device in ("cpu", "cuda")
+    )
+    assert torch.equal(ours, theirs)
+
+
 def test_the_bundled_recording_goes_with_any_features(
     make_template: MakeTemplate, features_file: Path, tiny_unet: Path, tmp_path: Path
 ) -> None:
