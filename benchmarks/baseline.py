@@ -25,7 +25,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 from materials import avatar_networks, avatar_pictures, seeded_networks, widened_networks
-from records import OTHERS, measure_and_keep, options, tell
+from records import OTHERS, count, measure_and_keep, options, tell
 from reference_loop import frames as loop_frames
 from reference_loop import hear, make_video
 
@@ -285,8 +285,8 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, action="append", help="of sound; repeatable [10.2, which is 254 frames]"
     )
-    parser.add_argument("--pairs", type=int, default=3, help="how often each renders [3]")
-    parser.add_argument("--checked", type=int, default=16, help="frames that are compared first [16]")
+    parser.add_argument("--pairs", type=count, default=3, help="how often each renders [3]")
+    parser.add_argument("--checked", type=count, default=16, help="frames that are compared first [16]")
     parser.add_argument("--memory", type=float, metavar="GIB", help="gpurender's memory budget [its default]")
     given = parser.parse_args()
     notes: list[str] = []

@@ -11,7 +11,7 @@ video is done, taking the render's speed as even.
 from pathlib import Path
 
 from materials import avatar_pictures, seeded_networks, small_networks
-from records import measure_and_keep, options, tell
+from records import count, measure_and_keep, options, tell
 
 from gpurender import find_sound
 from gpurender.bench.measured import Measured
@@ -68,9 +68,9 @@ def flatness(folder: Path, minutes: int, device: str) -> list[Measured]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--template-frames", type=int, default=TEMPLATE_FRAMES, help=f"[{TEMPLATE_FRAMES}]")
-    parser.add_argument("--minutes", type=int, default=10, help="of sound, for flatness [10]")
-    parser.add_argument("--repeats", type=int, default=3, help="of the peak [3]")
+    parser.add_argument("--template-frames", type=count, default=TEMPLATE_FRAMES, help=f"[{TEMPLATE_FRAMES}]")
+    parser.add_argument("--minutes", type=count, default=10, help="of sound, for flatness [10]")
+    parser.add_argument("--repeats", type=count, default=3, help="of the peak [3]")
     given = parser.parse_args()
 
     def measure(folder: Path, device: str) -> list[Measured]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from ops import seconds
-from records import measure_and_keep, options, tell
+from records import count, measure_and_keep, options, tell
 from torch import Tensor
 
 from gpurender.bench.measured import Measured
@@ -151,14 +151,14 @@ def main() -> None:
         choices=(*LAUNCHES["cuda"], COMPILED),
         help="may be repeated; on a CPU eager or compiled; compiled alone is kept as a record of its own",
     )
-    parser.add_argument("--batch", type=int, action="append", help="frames at a time; may be repeated")
+    parser.add_argument("--batch", type=count, action="append", help="frames at a time; may be repeated")
     parser.add_argument(
         "--limit",
         type=float,
         default=math.inf,
         help="seconds, after which no further way begins",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
+    parser.add_argument("--repeats", type=count, default=3, help="of each figure, itself a median of many calls [3]")
     given = parser.parse_args()
 
     def measured(folder: Path, place: str) -> list[Measured]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from records import measure_and_keep, options, tell
+from records import count, measure_and_keep, options, tell
 from torch import Tensor
 
 import gpurender as gr
@@ -109,8 +109,8 @@ def measure(device: torch.device, batch: int | None, repeats: int) -> Iterator[M
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--batch", type=int, help="frames at a time [8 on a GPU, 2 on a CPU]")
-    parser.add_argument("--repeats", type=int, default=3, help="of each figure, itself a median of many calls [3]")
+    parser.add_argument("--batch", type=count, help="frames at a time [8 on a GPU, 2 on a CPU]")
+    parser.add_argument("--repeats", type=count, default=3, help="of each figure, itself a median of many calls [3]")
     given = parser.parse_args()
 
     def measured(folder: Path, device: str) -> list[Measured]:

@@ -30,6 +30,13 @@ def options(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def count(text: str) -> int:
+    """The type of options that count something."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; give at least 1")
+    return number
+
+
 def measure_and_keep(
     suite: str,
     given: argparse.Namespace,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from materials import avatar_pictures, small_networks
-from records import measure_and_keep, options, tell
+from records import count, measure_and_keep, options, tell
 
 from gpurender import find_sound
 from gpurender.bench.measured import Measured
@@ -58,8 +58,8 @@ def fitted(runs: dict[int, list[float]]) -> tuple[float, float, list[float]]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="lengths [100 1000 10000]")
-    parser.add_argument("--repeats", type=int, default=2, help="of each length [2]")
+    parser.add_argument("--frames", type=count, nargs="+", default=FRAMES, help="lengths [100 1000 10000]")
+    parser.add_argument("--repeats", type=count, default=2, help="of each length [2]")
     given = parser.parse_args()
     if len(set(given.frames)) < 3:
         parser.error("a line goes through any two lengths; give three or more.")

@@ -36,6 +36,8 @@ def hear(
     if audio.suffix.lower() not in FEATURE_FILES:
         file = find_audio_encoder(template) if given is None else Path(given)
         encoder = load_audio_engine(file, device)
+    elif given is not None:
+        check_encoder_file(Path(given))  # it is not needed, but a wrong name is better told
     notify(f"reading {audio.name}")
     return load_features(audio, encoder=encoder, fps=fps, device=device), file
 
@@ -54,14 +56,18 @@ def load_audio_engine(path: str | Path, device: str | torch.device = "cpu") -> A
     """
     path = Path(path)
     device = resolve_device(device)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such audio encoder.")
+    check_encoder_file(path)
     if path.suffix.lower() == ".pth":
         return load_audio_encoder(path).to(device)
     if path.suffix.lower() == ".onnx":
         with PREPARING:
             return load_onnx_encoder(path, device)
     raise InputError(f"{path}: an audio encoder is an .onnx export or a .pth checkpoint.")
+
+
+def check_encoder_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such audio encoder.")
 
 
 def load_onnx_encoder(path: Path, device: torch.device) -> AudioEncoderLike:

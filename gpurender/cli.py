@@ -27,13 +27,13 @@ CLOSED_PIPE = 141  # what shells say of a program that SIGPIPE ended
 class Commands(click.Group):
     """Turns errors that a user can act on into one line and exit code 2."""
 
+    def make_context(self, *given: Any, **named: Any) -> click.Context:
+        with ending_at_closed_pipes():  # --help and --version print here
+            return super().make_context(*given, **named)
+
     def invoke(self, ctx: click.Context) -> Any:
-        with interruptible():
-            try:
-                return self.invoked(ctx)
-            except BrokenPipeError:  # as of `| head`: the end is without a word, and click's 1 would say "different"
-                give_up_closed_pipes()
-                ctx.exit(CLOSED_PIPE)
+        with interruptible(), ending_at_closed_pipes():
+            return self.invoked(ctx)
 
     def invoked(self, ctx: click.Context) -> Any:
         from .errors import DeviceError, InputError, OutputError, first_line
@@ -87,13 +87,18 @@ def check_working_directory() -> None:
         raise InputError("the working directory is gone; change to another.") from None
 
 
-def give_up_closed_pipes() -> None:
-    """What a closed pipe has not taken goes nowhere: Python would complain of it at the end. The other stream stays."""
-    for stream in ("stdout", "stderr"):
-        try:
-            getattr(sys, stream).flush()
-        except BrokenPipeError:
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+@contextmanager
+def ending_at_closed_pipes() -> Iterator[None]:
+    """As of `| head`: the end is without a word, and click's exit code 1 would say "different" of `compare`."""
+    try:
+        yield
+    except BrokenPipeError:
+        for stream in ("stdout", "stderr"):
+            try:
+                getattr(sys, stream).flush()
+            except BrokenPipeError:  # what it has not taken goes nowhere: Python would complain of it at the end
+                setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+        sys.exit(CLOSED_PIPE)
 
 
 def tell_of_threads(ctx: click.Context, error: Exception) -> None:

@@ -5,6 +5,8 @@ computed one by one by torch, from the written files, and held against the netwo
 """
 
 import io
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
-from .export import LEAST_PSNR, OUTPUTS, ExportCheck, difference_of, example_inputs, hushed, mode_of
+from .export import LEAST_PSNR, OUTPUTS, ExportCheck, difference_of, example_inputs, mode_of
 from .network import AudioEncoder, Mode, UNet, load_network
 from .output import check_output_directory, complete_or_absent_directory, umask
 
@@ -89,8 +91,15 @@ def find_coremltools() -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without coremltools' bars, its notes on the versions that it was tested with, and what it misses off a Mac."""
-    with hushed("coremltools"), redirect_stderr(io.StringIO()):
-        yield
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def convert(coremltools: Any, network: UNet | AudioEncoder) -> Any:

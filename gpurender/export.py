@@ -1,16 +1,12 @@
 """A checkpoint -> ONNX with a dynamic batch, checked against the torch module before it is written."""
 
 import copy
-import gc
 import itertools
-import logging
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -23,16 +19,14 @@ from .crop import MASK_X, MASK_Y
 from .cuda import on_the_host, without_autocast
 from .errors import InputError, OutputError, check_choice
 from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
+from .onnx_graph import onnx_graph
 from .output import complete_or_absent
-
-if TYPE_CHECKING:
-    import onnx_ir  # slow to import
 
 ExportPrecision = Literal["fp32", "fp16"]
 OUTPUTS = {UNet: "output", AudioEncoder: "emb"}
 EXPORTING = threading.RLock()
-"""Held by whoever exports: torch's exporter is for one thread at a time, and a cached export is made once."""
-EXPORT_VERSION = 2  # part of the cache key: raise it when exports change
+"""Held by whoever needs a cached export: it is made once."""
+EXPORT_VERSION = 3  # part of the cache key: raise it when exports change
 # The bound for fp16 is meant to catch a wrong export only. How much half precision costs depends on the network (the
 # golden numbers' seeded weights: 39.8 dB); the figure is shown, and the user judges.
 LEAST_PSNR = {"fp32": 80.0, "fp16": 30.0}
@@ -105,10 +99,9 @@ def export_onnx(
 def cached_onnx(
     checkpoint: str | Path, mode: Mode | None = None, notify: Callable[[str], None] = lambda text: None
 ) -> Path:
-    """The checkpoint's float32 ONNX export in the user's cache, made there if need be (about ten seconds)."""
+    """The checkpoint's float32 ONNX export in the user's cache, made there if need be."""
     network_hash = hash_of(Path(checkpoint))[:32]
-    name = f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}-torch{torch.__version__.split('+')[0]}.onnx"
-    path = cache_directory() / name
+    path = cache_directory() / f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}.onnx"
     sums = path.with_name(path.name + ".sha256")
     with EXPORTING:
         if not is_whole(sums):
@@ -119,7 +112,7 @@ def cached_onnx(
 
 def export_to_cache(checkpoint: str | Path, mode: Mode | None, path: Path, notify: Callable[[str], None]) -> None:
     load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
-    notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent} (about 10 s)")
+    notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent}")
     try:
         export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
     except OutputError as error:
@@ -127,90 +120,30 @@ def export_to_cache(checkpoint: str | Path, mode: Mode | None, path: Path, notif
 
 
 def onnx_bytes(network: UNet | AudioEncoder, precision: ExportPrecision, max_batch: int) -> bytes:
-    example = 2 if max_batch > 1 else 1  # a batch of 1 would be taken as a constant
-    inputs, output = example_inputs(network, example), OUTPUTS[type(network)]
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else {}
-    with EXPORTING, hushed("torch.onnx"), without_collector():  # it warns of its own deprecations
-        program = torch.onnx.export(
-            with_norms_folded(network).to(dtype),
-            tuple(value.to(dtype) for value in inputs.values()),
-            dynamo=True,
-            dynamic_shapes=(batch,) * len(inputs),
-            input_names=list(inputs),
-            output_names=[output],
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
-    drop_weights(program.model)
-    forget_its_origin(proto)
-    for key, value in (("gpurender.mode", mode_of(network)), ("gpurender.precision", precision)):
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value
-    return proto.SerializeToString()
-
-
-def drop_weights(model: "onnx_ir.Model") -> None:
-    """onnxscript's rules keep the graph that they rewrote last, and its weights would never be freed."""
-    for value in model.graph.initializers.values():
-        value.const_value = None
-
-
-def forget_its_origin(model: onnx.ModelProto) -> None:
-    """Delete what exporters write beside a network's parts: stack traces, with the directories of who exported it."""
-    graph = model.graph
-    parts = (graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
-    for part in (graph, *itertools.chain(*parts)):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-
-
-@contextmanager
-def hushed(library: str) -> Iterator[None]:
-    """Without a library's warnings, and what it logs that is no error."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Without Python's garbage collector: torch's exporter makes so many objects, hardly any of them garbage, that
-    looking through them takes a fifth of its time (measured)."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
+    written = with_norms_folded(network).to(torch.float16 if precision == "fp16" else torch.float32)
+    shapes = {name: tuple(value.shape[1:]) for name, value in example_inputs(network, 1).items()}
+    model = onnx_graph(written, shapes, OUTPUTS[type(network)], "batch" if max_batch > 1 else 1)
+    onnx.helper.set_model_props(model, {"gpurender.mode": mode_of(network), "gpurender.precision": precision})
+    return model.SerializeToString()
 
 
 def with_norms_folded(network: UNet | AudioEncoder) -> nn.Module:
-    """A copy whose batch normalisations are part of the convolutions before them. The exporter would fold them, too, at
-    the end; without them it takes half as long."""
+    """A copy whose batch normalisations are part of the convolutions before them."""
     network = copy.deepcopy(network)
-    for sequence in network.modules():
-        if not isinstance(sequence, nn.Sequential):
-            continue
-        for (name, layer), (after, norm) in itertools.pairwise(list(sequence.named_children())):
+    for module in network.modules():
+        for (name, layer), (after, norm) in itertools.pairwise(list(module.named_children())):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(sequence, name, fuse_conv_bn_eval(layer, norm))
-                setattr(sequence, after, nn.Identity())
+                setattr(module, name, fuse_conv_bn_eval(layer, norm))
+                setattr(module, after, nn.Identity())
     return network
 
 
 def check_export(model: bytes, network: UNet | AudioEncoder, max_batch: int) -> ExportCheck:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = False  # it would take more than is used, and this is the most that an export takes
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
     inputs = example_inputs(network, max_batch)
     with torch.inference_mode():  # one after another: two at once take 0.3 GB more, the most that an export takes

@@ -7,10 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx import ModelProto, TensorProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from onnxscript.rewriter import rewrite
-from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
 
-from .export import drop_weights
 from .halves import KEPT_BYTES, has_branches
 
 Part = tuple[ir.Value, np.ndarray]
@@ -38,7 +35,9 @@ def ease(model: ModelProto) -> ModelProto:
     """
     if has_branches(model) or model.graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         return model
-    network = rewrite(ir.from_proto(model), [fuse_batchnorm_into_conv_rule])
+    network = ir.from_proto(model)
+    if any(node.op_type == "BatchNormalization" for node in network.graph):
+        network = with_norms_folded(network)
     graph = network.graph
     heard = reached(graph, graph.inputs[1])
     seen = reached(graph, graph.inputs[0]) - heard
@@ -51,8 +50,17 @@ def ease(model: ModelProto) -> ModelProto:
             merge(graph, convolution, parts, seen)
     RemoveUnusedNodesPass()(network)
     eased = ir.to_proto(network)
-    drop_weights(network)
+    for value in graph.initializers.values():
+        value.const_value = None  # onnxscript's rules keep the graph that they rewrote last: free at least its weights
     return eased
+
+
+def with_norms_folded(network: ir.Model) -> ir.Model:
+    """The same with batch normalisations as part of the convolutions before them."""
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
+
+    return rewrite(network, [fuse_batchnorm_into_conv_rule])
 
 
 def reached(graph: ir.Graph, start: ir.Value) -> set[ir.Value]:

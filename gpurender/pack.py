@@ -1,5 +1,6 @@
 """A template -> a template package, as digital-clone publishes them: a video, face rectangles, networks in ONNX."""
 
+import itertools
 import json
 import math
 import shutil
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .audio_engine import load_audio_engine
 from .errors import InputError, OutputError, check_choice
-from .export import OUTPUTS, cached_onnx, export_onnx, forget_its_origin
+from .export import OUTPUTS, cached_onnx, export_onnx
 from .find import find_audio_encoder, find_network, find_template
 from .halves import read_network
 from .host_frames import BT709, CENTRED, host_pictures, planar_frame, yuv_frames
@@ -102,6 +103,8 @@ def pack_template(
     check_output_directory(out, overwrite, VIDEO, [path, model, audio_encoder])
     if mode is not None:
         check_choice("kind of features", mode, FRAME_RATES)
+    if not networks and (model or audio_encoder):
+        raise InputError(f"{model or audio_encoder} is to be packed, but without networks; give either.")
     person = open_template(path)
     if not lossless and (person.width % 2 or person.height % 2):
         raise InputError(
@@ -267,3 +270,12 @@ def write_onnx(source: Path, model: onnx.ModelProto, inputs: tuple[str, ...], ou
     forget_its_origin(written)
     out.parent.mkdir(exist_ok=True)
     out.write_bytes(written.SerializeToString())
+
+
+def forget_its_origin(model: onnx.ModelProto) -> None:
+    """Delete what exporters write beside a network's parts: stack traces, with the directories of who exported it."""
+    graph = model.graph
+    parts = (graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
+    for part in (graph, *itertools.chain(*parts)):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")

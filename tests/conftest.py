@@ -1,6 +1,5 @@
 """Fixtures: small synthetic templates, sounds and networks, made on the spot; and where the reference's files are."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -34,7 +33,6 @@ from materials import SMALL_UNET as TINY
 from onnx import ModelProto
 from PIL import Image
 
-import gpurender.export
 from gpurender import AudioEncoder, UNet
 from gpurender.cli import main
 from gpurender.color_kernel import nv12_function
@@ -42,7 +40,6 @@ from gpurender.export import cached_onnx
 from gpurender.face_kernels import crop_function, paste_function
 from gpurender.jit import Processor, this_processor
 from gpurender.network import Mode
-from gpurender.output import complete_or_absent
 from gpurender.pictures import read_mask, read_picture
 from gpurender.seeds import save_seeded
 from gpurender.tensorrt_build import TensorRt
@@ -90,27 +87,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     cache.mkdir(mode=0o700, exist_ok=True)
     os.environ["GPURENDER_CACHE"] = str(cache)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _exported_once(_cache: None) -> Iterable[None]:
-    """torch's exporter takes ten seconds, whatever a network's size: what it made of one is kept for all tests."""
-
-    def onnx_bytes(network: torch.nn.Module, precision: str, max_batch: int) -> bytes:
-        told = [type(network).__name__, getattr(network, "mode", ""), precision, max_batch]
-        content = hashlib.sha256(repr(told).encode())
-        for name, value in network.state_dict().items():
-            content.update(name.encode() + value.numpy().tobytes())
-        kept = Path(os.environ["GPURENDER_CACHE"]) / f"{content.hexdigest()}.exported"
-        if not kept.exists():
-            with complete_or_absent(kept, overwrite=True) as hidden:
-                Path(hidden).write_bytes(real(network, precision, max_batch))  # pyright: ignore[reportArgumentType]
-        return kept.read_bytes()
-
-    real = gpurender.export.onnx_bytes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpurender.export, "onnx_bytes", onnx_bytes)
-        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -223,6 +223,14 @@ def test_the_programs_explain_themselves(
     assert f"python benchmarks/{name}.py" in capsys.readouterr().out
 
 
+def test_what_is_counted_is_at_least_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["memory", "--repeats", "0"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / "memory.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert "--repeats: 0 is too few; give at least 1" in capsys.readouterr().err
+
+
 # --- the widened networks --------------------------------------------------------------------------------------------
 
 

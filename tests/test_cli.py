@@ -347,6 +347,9 @@ def test_an_output_that_nobody_reads_is_no_verdict(tmp_path: Path) -> None:
     missing = program("compare", tmp_path, tmp_path / "none")
     ended = subprocess.run(missing, stderr=writes, stdout=subprocess.PIPE, timeout=100)
     assert (ended.returncode, ended.stdout) == (cli.CLOSED_PIPE, b"")
+    for words in (["--help"], ["compare", "--help"]):
+        ended = subprocess.run(program(*words), stdout=writes, stderr=subprocess.PIPE, timeout=100)
+        assert (ended.returncode, ended.stderr) == (cli.CLOSED_PIPE, b"")
     os.close(writes)
 
 
