@@ -44,8 +44,6 @@ class ExportCheck:
         return f"largest difference {self.largest_difference:.2g} of 1, PSNR {self.psnr_db:.1f} dB"
 
 
-@without_autocast()
-@on_the_host()
 def export_onnx(
     checkpoint: str | Path,
     out: str | Path,
@@ -84,16 +82,7 @@ def export_onnx(
     network = load_network(checkpoint, mode)
     if isinstance(network, AudioEncoder) and precision != "fp32":
         raise InputError(f"{checkpoint} is an audio encoder, which is exported in fp32 only: it is small.")
-    with complete_or_absent(out, overwrite) as name:
-        model = onnx_bytes(network, precision, max_batch)
-        check = check_export(model, network, min(2, max_batch))
-        if not check.psnr_db >= LEAST_PSNR[precision]:
-            raise InputError(
-                f"{checkpoint}: its {precision} export is not close enough to the network itself ({check}; at least "
-                f"{LEAST_PSNR[precision]:g} dB are required), so nothing was written."
-            )
-        Path(name).write_bytes(model)
-    return check
+    return write_export(network, checkpoint, out, precision, max_batch, overwrite)
 
 
 def cached_onnx(
@@ -111,12 +100,34 @@ def cached_onnx(
 
 
 def export_to_cache(checkpoint: str | Path, mode: Mode | None, path: Path, notify: Callable[[str], None]) -> None:
-    load_unet(checkpoint, mode)  # what is wrong with it should show before the wait
+    network = load_unet(checkpoint, mode)
     notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent}")
     try:
-        export_onnx(checkpoint, path, mode=mode, overwrite=True)  # another program may be at it: either's will do
+        write_export(network, checkpoint, path, overwrite=True)  # another program may be at it: either's will do
     except OutputError as error:
         raise OutputError(f"{error} That is the cache of exports; set GPURENDER_CACHE to another place.") from None
+
+
+@without_autocast()
+@on_the_host()
+def write_export(
+    network: UNet | AudioEncoder,
+    checkpoint: str | Path,
+    out: Path,
+    precision: ExportPrecision = "fp32",
+    max_batch: int = 64,
+    overwrite: bool = False,
+) -> ExportCheck:
+    with complete_or_absent(out, overwrite) as name:
+        model = onnx_bytes(network, precision, max_batch)
+        check = check_export(model, network, min(2, max_batch))
+        if not check.psnr_db >= LEAST_PSNR[precision]:
+            raise InputError(
+                f"{checkpoint}: its {precision} export is not close enough to the network itself ({check}; at least "
+                f"{LEAST_PSNR[precision]:g} dB are required), so nothing was written."
+            )
+        Path(name).write_bytes(model)
+    return check
 
 
 def onnx_bytes(network: UNet | AudioEncoder, precision: ExportPrecision, max_batch: int) -> bytes:

@@ -99,6 +99,10 @@ def narrow_a_layer(model: ModelProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[:, :4].copy(), tensor.name))
 
 
+def state_another_width(model: ModelProto) -> None:
+    model.graph.value_info[-1].type.tensor_type.shape.dim[1].dim_value += 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -110,7 +114,8 @@ def narrow_a_layer(model: ModelProto) -> None:
             have_two_layers_share_weights,
             "328-pixel U-Net only, which has 33, 17, 43 convolutions of .*; this has",
         ),
-        (narrow_a_layer, "is not an ONNX network that can be read: .*ShapeInferenceError"),
+        (narrow_a_layer, r"outc.conv.weight has shape \(3, 4, 1, 1\), expected \(3, 8, 1, 1\)"),
+        (state_another_width, "is not an ONNX network that can be read: .*ShapeInferenceError"),
     ],
 )
 def test_another_architecture_is_refused(
