@@ -27,6 +27,10 @@ CLOSED_PIPE = 141  # what shells say of a program that SIGPIPE ended
 class Commands(click.Group):
     """Turns errors that a user can act on into one line and exit code 2."""
 
+    def main(self, *given: Any, **named: Any) -> Any:
+        with ending_at_closed_pipes():  # errors of usage and completions print here
+            return super().main(*given, **named)
+
     def make_context(self, *given: Any, **named: Any) -> click.Context:
         with ending_at_closed_pipes():  # --help and --version print here
             return super().make_context(*given, **named)
@@ -94,6 +98,8 @@ def ending_at_closed_pipes() -> Iterator[None]:
         yield
     except BrokenPipeError:
         for stream in ("stdout", "stderr"):
+            if getattr(sys, stream) is None:  # it was closed
+                continue
             try:
                 getattr(sys, stream).flush()
             except BrokenPipeError:  # what it has not taken goes nowhere: Python would complain of it at the end

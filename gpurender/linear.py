@@ -38,6 +38,7 @@ def ease(model: ModelProto) -> ModelProto:
     network = ir.from_proto(model)
     if any(node.op_type == "BatchNormalization" for node in network.graph):
         network = with_norms_folded(network)
+    RemoveUnusedNodesPass()(network)  # a use that leads nowhere would keep a value where it is
     graph = network.graph
     heard = reached(graph, graph.inputs[1])
     seen = reached(graph, graph.inputs[0]) - heard
@@ -90,7 +91,7 @@ def is_pointwise(node: ir.Node | None) -> bool:
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    tensor = value.const_value if value is not None else None
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)  # an initializer's, or a node's
     return None if tensor is None else tensor.numpy()
 
 

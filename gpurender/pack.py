@@ -115,9 +115,7 @@ def pack_template(
     generator = Path(model or find_network(path)) if networks else None
     kind = network_mode(generator, mode) if generator else mode or "ave"
     if audio_encoder is not None and kind != "ave":
-        raise InputError(
-            f"{generator or path} takes {kind} features, which no audio encoder makes; leave out {audio_encoder}."
-        )
+        raise InputError(f"{generator} takes {kind} features, which no audio encoder makes; leave out {audio_encoder}.")
     listener = Path(audio_encoder or find_audio_encoder(path)) if generator and kind == "ave" else None
     if listener:
         load_audio_engine(listener)  # which says what is wrong with it

@@ -231,11 +231,36 @@ def test_resizes_of_more_than_height_and_width_are_left_alone(
     assert is_channelwise(node) == taken
 
 
-def test_a_networks_weights_are_not_kept_by_rules_that_rewrote_it(tiny_onnx: Path) -> None:
+def test_constants_and_dead_ends_of_older_exporters_are_no_hindrance(tiny_onnx: Path) -> None:
+    model, _ = read_network(tiny_onnx)
+    expected = sum(".eased" in node.output[0] for node in ease(model).graph.node)
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    for place, node in reversed([*enumerate(model.graph.node)]):
+        if node.op_type == "Resize":
+            size = helper.make_node("Shape", node.output[:], [f"{node.output[0]}.size"])
+            scales = helper.make_node("Constant", [], [f"{node.output[0]}.scales"], value=values[node.input[2]])
+            node.input[2] = scales.output[0]
+            model.graph.node.insert(place + 1, size)
+            model.graph.node.insert(place, scales)
+    assert sum(".eased" in node.output[0] for node in ease(model).graph.node) == expected > 10
+
+
+def test_batch_normalisations_become_part_of_convolutions_and_their_weights_are_let_go(tiny_onnx: Path) -> None:
     def held() -> int:
         gc.collect()
         return sum(type(thing) in (ir.Tensor, ir.serde.TensorProtoTensor) for thing in gc.get_objects())
 
+    model, _ = read_network(tiny_onnx)
+    place, last = max((place, node) for place, node in enumerate(model.graph.node) if node.op_type == "Conv")
+    (picture,) = last.output
+    last.output[0] = "raw"
+    values = {"scale": [0.5, 1, 2], "shift": [-0.1, 0, 0.1], "mean": [0, 0.1, 0.2], "variance": [1, 2, 3]}
+    for name, value in values.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    norm = helper.make_node("BatchNormalization", ["raw", *values], [picture])
+    model.graph.node.insert(place + 1, norm)
     before = held()
-    ease(read_network(tiny_onnx)[0])
+    eased = ease(model)
     assert held() <= before
+    assert not any(node.op_type == "BatchNormalization" for node in eased.graph.node)
+    np.testing.assert_allclose(pictures(eased), pictures(model), atol=1e-5)
