@@ -1,4 +1,4 @@
-"""A checkpoint -> ONNX with a dynamic batch, checked against the torch module before it is written."""
+"""A checkpoint -> ONNX with a dynamic batch; files that users get are checked against the torch module."""
 
 import copy
 import itertools
@@ -44,6 +44,8 @@ class ExportCheck:
         return f"largest difference {self.largest_difference:.2g} of 1, PSNR {self.psnr_db:.1f} dB"
 
 
+@without_autocast()
+@on_the_host()
 def export_onnx(
     checkpoint: str | Path,
     out: str | Path,
@@ -82,13 +84,23 @@ def export_onnx(
     network = load_network(checkpoint, mode)
     if isinstance(network, AudioEncoder) and precision != "fp32":
         raise InputError(f"{checkpoint} is an audio encoder, which is exported in fp32 only: it is small.")
-    return write_export(network, checkpoint, out, precision, max_batch, overwrite)
+    with complete_or_absent(out, overwrite) as name:
+        model = onnx_bytes(network, precision, max_batch)
+        check = check_export(model, network, min(2, max_batch))
+        if not check.psnr_db >= LEAST_PSNR[precision]:
+            raise InputError(
+                f"{checkpoint}: its {precision} export is not close enough to the network itself ({check}; at least "
+                f"{LEAST_PSNR[precision]:g} dB are required), so nothing was written."
+            )
+        Path(name).write_bytes(model)
+    return check
 
 
 def cached_onnx(
     checkpoint: str | Path, mode: Mode | None = None, notify: Callable[[str], None] = lambda text: None
 ) -> Path:
-    """The checkpoint's float32 ONNX export in the user's cache, made there if need be."""
+    """The checkpoint's float32 ONNX export in the user's cache, made there if need be. It is not checked: that would
+    take twice as long, and as much memory as a render."""
     network_hash = hash_of(Path(checkpoint))[:32]
     path = cache_directory() / f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}.onnx"
     sums = path.with_name(path.name + ".sha256")
@@ -103,33 +115,13 @@ def export_to_cache(checkpoint: str | Path, mode: Mode | None, path: Path, notif
     network = load_unet(checkpoint, mode)
     notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent}")
     try:
-        write_export(network, checkpoint, path, overwrite=True)  # another program may be at it: either's will do
+        with complete_or_absent(path, overwrite=True) as name:  # another program may be at it: either's will do
+            Path(name).write_bytes(onnx_bytes(network, "fp32", 64))
     except OutputError as error:
         raise OutputError(f"{error} That is the cache of exports; set GPURENDER_CACHE to another place.") from None
 
 
-@without_autocast()
 @on_the_host()
-def write_export(
-    network: UNet | AudioEncoder,
-    checkpoint: str | Path,
-    out: Path,
-    precision: ExportPrecision = "fp32",
-    max_batch: int = 64,
-    overwrite: bool = False,
-) -> ExportCheck:
-    with complete_or_absent(out, overwrite) as name:
-        model = onnx_bytes(network, precision, max_batch)
-        check = check_export(model, network, min(2, max_batch))
-        if not check.psnr_db >= LEAST_PSNR[precision]:
-            raise InputError(
-                f"{checkpoint}: its {precision} export is not close enough to the network itself ({check}; at least "
-                f"{LEAST_PSNR[precision]:g} dB are required), so nothing was written."
-            )
-        Path(name).write_bytes(model)
-    return check
-
-
 def onnx_bytes(network: UNet | AudioEncoder, precision: ExportPrecision, max_batch: int) -> bytes:
     written = with_norms_folded(network).to(torch.float16 if precision == "fp16" else torch.float32)
     shapes = {name: tuple(value.shape[1:]) for name, value in example_inputs(network, 1).items()}

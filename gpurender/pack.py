@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .audio_engine import load_audio_engine
 from .errors import InputError, OutputError, check_choice
-from .export import OUTPUTS, cached_onnx, export_onnx
+from .export import OUTPUTS, export_onnx
 from .find import find_audio_encoder, find_network, find_template
 from .halves import read_network
 from .host_frames import BT709, CENTRED, host_pictures, planar_frame, yuv_frames
@@ -234,19 +234,23 @@ def network_mode(network: Path, mode: Mode | None) -> Mode:
 
 
 def write_generator(network: Path, package: Path, mode: Mode, progress: Progress) -> None:
-    if network.suffix.lower() == ".pth":
-        network = cached_onnx(network, mode, progress.stage)
-    model, _ = read_network(network, mode)
-    write_onnx(network, model, ("input", "audio"), OUTPUTS[UNet], package / GENERATOR)
+    if network.suffix.lower() == ".onnx":
+        write_onnx(network, read_network(network, mode)[0], ("input", "audio"), OUTPUTS[UNet], package / GENERATOR)
+    else:
+        export_into(package / GENERATOR, network, mode, progress)
 
 
 def write_audio_encoder(encoder: Path, package: Path, progress: Progress) -> None:
     if encoder.suffix.lower() == ".onnx":
         write_onnx(encoder, onnx.load(encoder), ("mel",), OUTPUTS[AudioEncoder], package / AUDIO_ENCODER)
     else:
-        progress.stage(f"exporting {encoder.name} to ONNX")
-        (package / AUDIO_ENCODER).parent.mkdir(exist_ok=True)
-        export_onnx(encoder, package / AUDIO_ENCODER)
+        export_into(package / AUDIO_ENCODER, encoder, None, progress)
+
+
+def export_into(out: Path, checkpoint: Path, mode: Mode | None, progress: Progress) -> None:
+    progress.stage(f"exporting {checkpoint.name} to ONNX")
+    out.parent.mkdir(exist_ok=True)
+    export_onnx(checkpoint, out, mode=mode)
 
 
 def write_onnx(source: Path, model: onnx.ModelProto, inputs: tuple[str, ...], output: str, out: Path) -> None:

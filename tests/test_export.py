@@ -162,7 +162,7 @@ def test_a_cache_that_is_not_to_be_written_is_named(
     def full(*given: object, **options: object) -> None:
         raise OutputError("the disk is full.")
 
-    monkeypatch.setattr("gpurender.export.write_export", full)
+    monkeypatch.setattr("gpurender.export.onnx_bytes", full)
     monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
     with pytest.raises(OutputError, match=r"^the disk is full\. That is the cache of exports; set GPURENDER_CACHE"):
         cached_onnx(tiny_unet)
