@@ -99,8 +99,8 @@ def export_onnx(
 def cached_onnx(
     checkpoint: str | Path, mode: Mode | None = None, notify: Callable[[str], None] = lambda text: None
 ) -> Path:
-    """The checkpoint's float32 ONNX export in the user's cache, made there if need be. It is not checked: that would
-    take twice as long, and as much memory as a render."""
+    """The checkpoint's float32 ONNX export in the user's cache, made there if need be. It is not checked: that takes
+    longer than the export, and stays in memory for all of the first render."""
     network_hash = hash_of(Path(checkpoint))[:32]
     path = cache_directory() / f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}.onnx"
     sums = path.with_name(path.name + ".sha256")
