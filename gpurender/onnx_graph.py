@@ -2,7 +2,7 @@
 
 The network is called with `Recorded` values in the place of tensors, and each of torch's functions that it calls adds a
 node. It must be made of what SyncTalk_2D's networks are made of, without batch normalisations. torch's own exporter
-takes any network, but it takes ten seconds and leaves 0.3 GB behind, in a program that is about to render.
+takes any network, but five to ten seconds for it, and leaves 0.3 GB behind in a program that is about to render.
 """
 
 from collections.abc import Callable, Sequence
