@@ -4,8 +4,8 @@
 
 The peak is that of whole `gpurender make` programs, as they come, with the full-width network, a template of 520
 pictures of 1280×720 and enough sound to show some of them again: of the first, which exports the network, and of later
-ones. Flatness is one render of ten minutes of sound with a narrow network: resident memory when each minute of the
-video is done, taking the render's speed as even.
+ones. Flatness is one render of ten minutes of sound with a narrow network and 24 pictures: resident memory when each
+minute of the video is done, taking the render's speed as even.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from gpurender.bench.measured import Measured
 from gpurender.bench.subject import sound_of
 from gpurender.bench.watch import Watched, watch_make
 
-TEMPLATE_FRAMES = 520
+TEMPLATE_FRAMES, FEW_PICTURES = 520, 24
 
 
 def peak(folder: Path, frames: int, repeats: int, device: str) -> list[Measured]:
@@ -33,7 +33,7 @@ def peak(folder: Path, frames: int, repeats: int, device: str) -> list[Measured]
         runs.append(watch_make(words, device=device))
     report = runs[-1].report
     keys = ("width", "height", "device", "engine", "precision", "decoder", "encoder", "frames")
-    parameters = {**{key: report[key] for key in keys}, "template_frames": frames}
+    parameters = {**{key: report[key] for key in keys}, "pictures": frames, "networks": "full width"}
     first, *resident = [float(run.peak_resident_bytes) for run in runs]
     figures = [
         Measured("peak resident memory, nothing cached", parameters, "bytes", [first]),
@@ -47,7 +47,7 @@ def peak(folder: Path, frames: int, repeats: int, device: str) -> list[Measured]
 
 def flatness(folder: Path, minutes: int, device: str) -> list[Measured]:
     """Resident memory after each minute of video, and how much more the most after the first is than the first."""
-    template = avatar_pictures(folder / "small", 24)
+    template = avatar_pictures(folder / "small", FEW_PICTURES)
     unet, encoder = small_networks(folder)
     words = ["--template", template, "--model", unet, "--audio-encoder", encoder, "--device", device]
     words += ["--precision", "fp32"]
@@ -59,7 +59,8 @@ def flatness(folder: Path, minutes: int, device: str) -> list[Measured]:
     ends = [began + (ended - began) * minute / minutes for minute in range(1, minutes + 1)]
     at = [float(max(sample for sample in run.resident if sample[0] <= end)[1]) for end in ends]
     keys = ("width", "height", "device", "engine", "precision", "decoder", "encoder", "frames")
-    parameters = {**{key: run.report[key] for key in keys}, "minutes": minutes}
+    parameters = {**{key: run.report[key] for key in keys}, "pictures": FEW_PICTURES, "networks": "narrow"}
+    parameters["minutes"] = minutes
     return [
         Measured("resident memory when each minute is done", parameters, "bytes", at),
         Measured("growth after the first minute", parameters, "bytes", [max(at) - at[0]]),

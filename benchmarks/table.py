@@ -28,7 +28,7 @@ TITLES = {
 }
 COLUMNS = (
     *("width", "height", "face", "frames", "minutes", "asked", "precision", "layout", "launch", "at_once", "impl"),
-    *("engine", "memory_GiB"),
+    *("engine", "memory_GiB", "pictures", "networks"),
 )
 SHOWN_OF_BENCH = ("whole program", "rendering", "first frame", "peak", "host to device", "device to host")
 SHARE = "of copy bandwidth"
@@ -148,7 +148,7 @@ def block(made: Record) -> str:
         [
             result["name"],
             *(shown(result["parameters"].get(key)) for key in varying),
-            written(result["median"], result["unit"]),
+            f"{written(result['median'], result['unit'])}{' a frame' * result['unit'].endswith(' a frame')}",
             *([shares.get(of_op(result), "")] if shares else []),
             spread(result) if len(result["runs"]) > 1 else "",
             str(len(result["runs"])),

@@ -28,18 +28,26 @@ def cache_directory() -> Path:
 
 
 def seal(sums: Path, files: Iterable[Path]) -> None:
-    """Write the SHA-256 of files beside `sums` into it, as sha256sum does; `is_whole` checks them."""
-    write_text(sums, "".join(f"{hash_of(file)}  {file.name}\n" for file in sorted(files)), overwrite=True)
+    """Write the SHA-256 of files beside `sums` into it, as sha256sum does; `is_whole` checks them. All become the
+    user's alone, as the cache must be."""
+    files = [*files]
+    write_text(sums, sums_of(files), overwrite=True)
+    for file in (*files, sums):
+        file.chmod(0o600)
 
 
-def is_whole(sums: Path) -> bool:
-    """Whether the files that were sealed are there as they were: a full disk or a lost power supply may have cut them
-    off, or left zeros in them, and a network would draw wrongly without a word."""
+def is_whole(sums: Path, files: Iterable[Path]) -> bool:
+    """Whether these are the files that were sealed, all of them and as they were: a full disk or a lost power supply
+    may have cut them off, or left zeros in them, and a network would draw wrongly without a word."""
     try:
-        lines = [line.split("  ", 1) for line in sums.read_text("utf-8").splitlines()]
-        return bool(lines) and all(hash_of(sums.parent / name) == digest for digest, name in lines)
+        written = sums.read_text("utf-8")
+        return bool(written) and written == sums_of(files)
     except (OSError, ValueError):
         return False
+
+
+def sums_of(files: Iterable[Path]) -> str:
+    return "".join(f"{hash_of(file)}  {file.name}\n" for file in sorted(files))
 
 
 def hash_of(file: Path) -> str:

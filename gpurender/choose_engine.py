@@ -122,7 +122,8 @@ def openvino_choice(
 ) -> Choice:
     if device.type != "cpu":
         raise DeviceError(f"the openvino engine runs on CPUs, not on {device}; use --device cpu or --engine torch.")
-    network = cached_network(path if path.suffix.lower() == ".onnx" else cached_onnx(path, mode, notify), mode)
+    onnx = path if path.suffix.lower() == ".onnx" else cached_onnx(path, mode, notify)
+    network = cached_network(onnx, mode, notify)
     exact = functools.cache(lambda: OpenVinoEngine(network, "fp32"))
 
     def build(precision: str) -> Engine:

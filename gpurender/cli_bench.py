@@ -70,17 +70,20 @@ def bench(
       gpurender bench --template dataset/anna --model 195.pth --audio speech.wav
 
     --compare calls a figure better or worse only where all runs now are on one side of all runs then, by more than half
-    of either's spread; else the difference is within noise. Exit codes: 0 done, 2 something given cannot be used,
-    130 interrupted.
+    of either's spread, or three spreads where there are two runs only; else the difference is within noise. Exit codes:
+    0 done, 2 something given cannot be used, 130 interrupted.
     """
     from .bench.measured import as_json, read_record
     from .bench.page import page
     from .bench.run import bench as measure
     from .bench.table import comparison_table, table
+    from .errors import InputError
     from .output import check_outputs, write_text
     from .progress import TerminalProgress
 
     old = None if compare is None else read_record(compare)
+    if old is not None and old["suite"] != "bench":
+        raise InputError(f"{compare} is no record of gpurender bench; give what its --json wrote.")
     check_outputs([json_file, html_file], overwrite, [compare, options["model"], options["audio"]])
     made = measure(command=["gpurender", *sys.argv[1:]], notify=TerminalProgress().stage, **options)
     if json_file is not None:

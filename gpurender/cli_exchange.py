@@ -127,7 +127,9 @@ def pack(template: Path, out: Path, quiet: bool, **options: Any) -> None:
     help="Of weights, inputs and outputs.  [default: fp32 for ONNX; Core ML has fp16 only]",
 )
 @click.option(
-    "--max-batch", type=click.IntRange(1, 1024), help="The batch may be 1 to this.  [default: 64; Core ML has 1 only]"
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    help="1: a file for one frame at a time; more: for batches of any size.  [default: 64; Core ML has 1 only]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 def export(checkpoint: Path, out: Path, mode: Any, precision: Any, max_batch: int | None, overwrite: bool) -> None:
@@ -141,7 +143,7 @@ def export(checkpoint: Path, out: Path, mode: Any, precision: Any, max_batch: in
 
     \b
       gpurender export checkpoint/anna/195.pth --out generator.onnx
-      gpurender export checkpoint/anna/195.pth --out anna16.onnx --precision fp16 --max-batch 32
+      gpurender export checkpoint/anna/195.pth --out anna16.onnx --precision fp16
       gpurender export audio_visual_encoder.pth --out audio_encoder.onnx
 
     A Core ML package is for macOS 13, iOS 16 and later, with the same names, a batch of one, all float16. It needs
@@ -173,5 +175,5 @@ def export(checkpoint: Path, out: Path, mode: Any, precision: Any, max_batch: in
     precision, max_batch = precision or "fp32", max_batch or 64
     progress.stage(f"exporting {checkpoint.name} to ONNX")
     check = export_onnx(checkpoint, out, mode=mode, precision=precision, max_batch=max_batch, overwrite=overwrite)
-    click.echo(f"wrote {out}: {precision}, batch 1 to {max_batch}")
+    click.echo(f"wrote {out}: {precision}, {'one frame at a time' if max_batch == 1 else 'batches of any size'}")
     click.echo(f"checked with ONNX Runtime: {check}")

@@ -18,7 +18,7 @@ from .cache import cache_directory, hash_of, is_whole, seal
 from .crop import MASK_X, MASK_Y
 from .cuda import on_the_host, without_autocast
 from .errors import InputError, OutputError, check_choice
-from .network import MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
+from .network import FACE_SHAPE, MEL_SHAPE, WINDOW_SHAPES, AudioEncoder, Mode, UNet, load_network, load_unet
 from .onnx_graph import onnx_graph
 from .output import complete_or_absent
 
@@ -65,7 +65,8 @@ def export_onnx(
         out: the `.onnx` file; it appears only once the export has passed its check.
         mode: see `load_unet`.
         precision: of weights, inputs, outputs and arithmetic; an audio encoder's is fp32.
-        max_batch: the batch may be 1 to this.
+        max_batch: 1 makes a file that takes one frame at a time, any other number one that takes as many as one likes:
+            ONNX has no bounds.
         overwrite: replace `out` if it exists.
 
     Returns:
@@ -105,27 +106,30 @@ def cached_onnx(
     path = cache_directory() / f"{network_hash}-{mode or 'any'}-fp32-v{EXPORT_VERSION}.onnx"
     sums = path.with_name(path.name + ".sha256")
     with EXPORTING:
-        if not is_whole(sums):
-            export_to_cache(checkpoint, mode, path, notify)
-            seal(sums, [path])
+        if not is_whole(sums, [path]):
+            network = load_unet(checkpoint, mode)
+            if hash_of(Path(checkpoint))[:32] != network_hash:  # its export would be kept as that of the one before
+                raise InputError(f"{checkpoint} was replaced while it was read; try again.")
+            notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent}")
+            export_to_cache(network, path, sums)
     return path
 
 
-def export_to_cache(checkpoint: str | Path, mode: Mode | None, path: Path, notify: Callable[[str], None]) -> None:
-    network = load_unet(checkpoint, mode)
-    notify(f"exporting {Path(checkpoint).name} to ONNX, once, into {path.parent}")
+def export_to_cache(network: UNet, path: Path, sums: Path) -> None:
     try:
         with complete_or_absent(path, overwrite=True) as name:  # another program may be at it: either's will do
             Path(name).write_bytes(onnx_bytes(network, "fp32", 64))
+        seal(sums, [path])
     except OutputError as error:
         raise OutputError(f"{error} That is the cache of exports; set GPURENDER_CACHE to another place.") from None
 
 
-@on_the_host()
 def onnx_bytes(network: UNet | AudioEncoder, precision: ExportPrecision, max_batch: int) -> bytes:
     written = with_norms_folded(network).to(torch.float16 if precision == "fp16" else torch.float32)
-    shapes = {name: tuple(value.shape[1:]) for name, value in example_inputs(network, 1).items()}
-    model = onnx_graph(written, shapes, OUTPUTS[type(network)], "batch" if max_batch > 1 else 1)
+    inputs = (
+        {"input": FACE_SHAPE, "audio": WINDOW_SHAPES[network.mode]} if isinstance(network, UNet) else {"mel": MEL_SHAPE}
+    )
+    model = onnx_graph(written, inputs, OUTPUTS[type(network)], "batch" if max_batch > 1 else 1)
     onnx.helper.set_model_props(model, {"gpurender.mode": mode_of(network), "gpurender.precision": precision})
     return model.SerializeToString()
 

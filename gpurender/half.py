@@ -27,7 +27,7 @@ def cached_half(path: Path, notify: Callable[[str], None] = lambda text: None) -
     content = hash_of_network(path)[:32]
     half = cache_directory() / f"{content}-fp16-v{HALF_VERSION}.onnx"
     sums = half.with_name(half.name + ".sha256")
-    if not is_whole(sums):
+    if not is_whole(sums, [half]):
         notify(f"converting {path.name} to half precision, once")
         model = to_half(folded(path, load_onnx(path)))
         with complete_or_absent(half, overwrite=True) as name:  # another program may be at it: either's will do

@@ -394,8 +394,10 @@ def fill(network: nn.Module, path: str | Path, weights: Weights) -> nn.Module:
     for name, value in weights.items():
         if tuple(value.shape) != shapes[name]:
             raise InputError(f"{path}: {name} has shape {tuple(value.shape)}, expected {shapes[name]}.")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or infinite weights.")
+        if not value.float().isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN, or numbers that are infinite in float32.")
+        if name.endswith("running_var") and (value < 0).any():
+            raise InputError(f"{path}: {name} holds negative variances: it is damaged.")
     network.float()  # whatever torch's default type is
     network.load_state_dict(weights, strict=False)  # only num_batches_tracked may be absent, see check_keys
     return network.eval()

@@ -5,7 +5,7 @@ node. It must be made of what SyncTalk_2D's networks are made of, without batch 
 takes any network, but five to ten seconds for it, and leaves 0.3 GB behind in a program that is about to render.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ class Recorded:
         return self.graph.node("Flatten", [self], axis=1)
 
 
-def onnx_graph(network: nn.Module, inputs: dict[str, tuple[int, ...]], output: str, batch: int | str) -> ModelProto:
+def onnx_graph(network: nn.Module, inputs: Mapping[str, tuple[int, ...]], output: str, batch: int | str) -> ModelProto:
     """Write a network down, with the shapes of all values.
 
     Args:

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import shutil
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,10 @@ from .openvino_graph import channels_last, fold, tile
 from .output import complete_or_absent_directory
 from .private_openvino import openvino, preprocess
 
-SUMS = "SHA256SUMS"
+SUMS, HALVES = "SHA256SUMS", "*coder.*"
+UNFINISHED = f".{'[0-9a-f]' * 32}-*"
+"""What `complete_or_absent_directory` hides here meanwhile, and a killed program leaves."""
+HOUR = 3600.0
 KEPT_VERSION = 4  # part of the cache key: raise it when what is made here, or in what it calls, changes
 
 
@@ -36,7 +41,7 @@ class OnnxNetwork:
     again: bool
 
 
-def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
+def cached_network(path: Path, mode: Mode | None, notify: Callable[[str], None] = lambda text: None) -> OnnxNetwork:
     """The network as `make_ready` makes it: from the user's cache if it is there, else it is put there.
 
     Making it takes most of a second, much of it to load libraries that rewrite networks.
@@ -47,10 +52,11 @@ def cached_network(path: Path, mode: Mode | None) -> OnnxNetwork:
     directory = kept_directory(path, mode)
     if directory is not None:
         with suppress(RuntimeError, OSError):
-            if is_whole(directory / SUMS):
+            if is_whole(directory / SUMS, directory.glob(HALVES)):
                 return read_kept(directory)
+    notify("making the network ready for this processor, once")
     network = make_ready(path, mode)
-    if directory is not None:
+    if directory is not None and directory == kept_directory(path, mode):  # else it was replaced while it was read
         with suppress(OutputError, RuntimeError, OSError):  # it can be made anew
             keep(network, directory)
             network = read_kept(directory)  # whose weights are the file's pages
@@ -80,14 +86,18 @@ def read_kept(directory: Path) -> OnnxNetwork:
 
 
 def keep(network: OnnxNetwork, directory: Path) -> None:
-    if is_whole(directory / SUMS):  # another program has just made it, and others read it
+    if is_whole(directory / SUMS, directory.glob(HALVES)):  # another program has just made it, and others read it
         return
     shutil.rmtree(directory, ignore_errors=True)  # it was damaged
+    for hidden in directory.parent.glob(UNFINISHED):
+        if time.time() - hidden.stat().st_mtime > HOUR:  # nobody is at it any more
+            shutil.rmtree(hidden, ignore_errors=True)
     with complete_or_absent_directory(directory, overwrite=True, mark=SUMS) as hidden:
         for name, half in (("encoder", network.encoder), ("decoder", network.decoder)):
             if half is not None:
                 openvino.serialize(half, hidden / f"{name}.xml")
-        seal(hidden / SUMS, hidden.iterdir())
+        seal(hidden / SUMS, hidden.glob(HALVES))
+        hidden.chmod(0o700)
 
 
 def make_ready(path: Path, mode: Mode | None) -> OnnxNetwork:

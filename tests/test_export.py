@@ -1,5 +1,6 @@
 import itertools
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import onnxruntime
 import pytest
 import torch
 
-from gpurender import InputError, OutputError, export_onnx, load_audio_engine
+from gpurender import InputError, OutputError, UNet, export_onnx, load_audio_engine
 from gpurender.cache import cache_directory, is_whole
 from gpurender.export import cached_onnx, example_input, example_inputs, onnx_bytes, with_norms_folded
 from gpurender.find import BUNDLED
-from gpurender.network import Mode, load_network
+from gpurender.network import Mode, load_network, load_unet
+from gpurender.seeds import save_seeded
 
 
 def test_batch_is_dynamic_and_pictures_agree(seeded_onnx: Path) -> None:
@@ -145,6 +147,7 @@ def test_the_cache_is_private_and_keyed_by_content(
     monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
     first = cached_onnx(tiny_unet)
     assert stat.S_IMODE(cache_directory().stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in cache_directory().iterdir()} == {0o600}
     copy = tmp_path / "renamed.pth"
     copy.write_bytes(tiny_unet.read_bytes())
     written = first.stat().st_mtime_ns
@@ -183,7 +186,7 @@ def test_a_user_without_a_home_has_the_cache_that_is_named(tmp_path: Path, monke
 
 def test_a_file_of_no_sums_says_nothing_of_what_is_whole(tmp_path: Path) -> None:
     (tmp_path / "SHA256SUMS").touch()
-    assert not is_whole(tmp_path / "SHA256SUMS")
+    assert not is_whole(tmp_path / "SHA256SUMS", [])
 
 
 def test_a_damaged_export_is_made_anew(
@@ -196,6 +199,21 @@ def test_a_damaged_export_is_made_anew(
     made.write_bytes(whole[:-100] + bytes(100))
     assert cached_onnx(tiny_unet) == made
     assert made.read_bytes() == whole
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_kept_as_the_one_before(
+    tmp_path: Path, tiny_unet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replacing(path: Path, mode: Mode | None) -> UNet:
+        save_seeded(UNet(), path)
+        return load_unet(path, mode)
+
+    checkpoint = Path(shutil.copy(tiny_unet, tmp_path / "latest.pth"))
+    monkeypatch.setattr("gpurender.export.load_unet", replacing)
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=r"latest\.pth was replaced while it was read; try again"):
+        cached_onnx(checkpoint)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_two_programs_may_fill_the_cache_at_once(

@@ -98,6 +98,8 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
         "encoder": (AudioEncoder().state_dict(), r"is an audio encoder, not a U-Net; give it as --audio-encoder"),
         "extra": (weights | {"extra.weight": torch.zeros(1)}, r"no missing keys, 1 unknown keys \(extra.weight\)"),
         "shape": (weights | {"up3.conv.double_conv.1.conv.0.weight": torch.zeros(7, 3, 1, 1)}, "has shape .*expected"),
+        "large": (weights | {"outc.conv.bias": torch.full((3,), 1e39, dtype=torch.float64)}, "infinite in float32"),
+        "variance": (weights | {"inc.inconv.0.conv.1.running_var": torch.full((12,), -0.1)}, "negative variances"),
         "nan": (weights | {"outc.conv.bias": torch.full((3,), torch.nan)}, "outc.conv.bias holds NaN"),
         "flat": (weights | {"inc.inconv.0.conv.6.weight": torch.zeros(8)}, "has shape .8,., which is no convolution's"),
         "number": (weights | {"audio_model.conv1.conv.0.weight": torch.tensor(1.0)}, "has shape .., which is no conv"),

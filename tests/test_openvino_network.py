@@ -1,3 +1,5 @@
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -68,7 +70,7 @@ def test_what_is_cut_off_is_made_anew(tiny_onnx: Path, name: str) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     network = cached_network(tiny_onnx, None)
     assert torch.equal(drawn(network), drawn(make_ready(tiny_onnx, None)))
-    assert is_whole(directory / "SHA256SUMS")
+    assert is_whole(directory / "SHA256SUMS", directory.glob("*coder.*"))
     assert kept() == [directory]
 
 
@@ -77,16 +79,26 @@ def zeroed(file: Path) -> None:
     file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
 
 
+def shorter_by_a_line(file: Path) -> None:
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [("encoder.xml", Path.unlink), ("decoder.xml", Path.unlink), ("SHA256SUMS", Path.unlink), ("encoder.bin", zeroed)],
+    [
+        ("encoder.xml", Path.unlink),
+        ("decoder.xml", Path.unlink),
+        ("SHA256SUMS", Path.unlink),
+        ("SHA256SUMS", shorter_by_a_line),
+        ("encoder.bin", zeroed),
+    ],
 )
 def test_what_is_damaged_is_made_anew(tiny_onnx: Path, name: str, damage: Callable[[Path], None]) -> None:
     cached_network(tiny_onnx, None)
     (directory,) = kept()
     damage(directory / name)
     assert torch.equal(drawn(cached_network(tiny_onnx, None)), drawn(make_ready(tiny_onnx, None)))
-    assert is_whole(directory / "SHA256SUMS")
+    assert is_whole(directory / "SHA256SUMS", directory.glob("*coder.*"))
     assert kept() == [directory]
 
 
@@ -105,11 +117,35 @@ def test_a_network_that_is_replaced_while_it_is_read_is_made_anew(
     """Not taken for one without a first half."""
     cached_network(tiny_onnx, None)
     (directory,) = kept()
-    monkeypatch.setattr(module, "is_whole", lambda sums: True)  # as it was a moment ago
+    monkeypatch.setattr(module, "is_whole", lambda sums, files: True)  # as it was a moment ago
     (directory / "encoder.xml").unlink()
     assert torch.equal(drawn(cached_network(tiny_onnx, None)), drawn(make_ready(tiny_onnx, None)))
     (directory / "SHA256SUMS").unlink()
     assert torch.equal(drawn(cached_network(tiny_onnx, None)), drawn(make_ready(tiny_onnx, None)))
+
+
+def test_a_network_that_is_replaced_while_it_is_made_ready_is_not_kept(
+    tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be taken for the one before."""
+
+    def replacing(path: Path, mode: None) -> module.OnnxNetwork:
+        made = make_ready(path, mode)
+        path.write_bytes(path.read_bytes() + b"\0")
+        return made
+
+    monkeypatch.setattr(module, "make_ready", replacing)
+    cached_network(Path(shutil.copy(tiny_onnx, tmp_path / "a.onnx")), None)
+    assert kept() == []
+
+
+def test_what_a_killed_program_left_is_removed_once_nobody_is_at_it(tiny_onnx: Path) -> None:
+    left, fresh = (cache_directory() / f".{digit * 32}-ave-x" for digit in "01")
+    for hidden in (left, fresh):
+        hidden.mkdir()
+    os.utime(left, (0, 0))
+    cached_network(tiny_onnx, None)
+    assert (left.exists(), fresh.exists()) == (False, True)
 
 
 def test_a_network_of_another_kind_is_refused_each_time(tiny_onnx: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ Record = dict[str, Any]
 
 OTHERS = "other programs' share of the processors"
 QUIET_PERCENT = 5.0
+LARGEST = sys.float_info.max
 HIGHER_IS_BETTER = {"frames a second", "bytes a second", "FLOP a second", "dB", "times as fast", "of copy bandwidth"}
 """Units of which more is better; of all others, less is."""
 
@@ -132,16 +134,17 @@ def read_record(file: str | Path) -> Record:
         if (
             not isinstance(result, dict)
             or not isinstance(result.get("parameters"), dict)
+            or not all(isinstance(value, str | int | float | None) for value in result["parameters"].values())
             or not all(isinstance(result.get(key), str) for key in ("name", "unit"))
-            or not all(isinstance(result.get(key), int | float) and abs(result[key]) < inf for key in numbers)
+            or not all(isinstance(result.get(key), int | float) and abs(result[key]) <= LARGEST for key in numbers)
             or not isinstance(result.get("runs"), list)
         ):
             raise InputError(f"{file} is damaged: a result lacks its name, parameters, unit, numbers or runs.")
     told = {"gpurender": ("version", "commit"), "machine": ("processor", "cores", "gpu")}
-    if not isinstance(made.get("date"), str) or not all(
+    if not all(isinstance(made.get(part), str) for part in ("suite", "date")) or not all(
         isinstance(made.get(part), dict) and made[part].keys() >= set(keys) for part, keys in told.items()
     ):
-        raise InputError(f"{file} is damaged: it lacks its date, or which gpurender or machine it is of.")
+        raise InputError(f"{file} is damaged: it lacks its suite, its date, or which gpurender or machine it is of.")
     return made
 
 
@@ -161,8 +164,9 @@ class Change:
     new: float
     verdict: Verdict
     """`within noise` where between the two ranges, smallest to largest run, there is no more than half the larger:
-    three runs and three more of the same lie apart in a tenth of all cases, by so much in a fiftieth (simulated);
-    `one run` where there is no range"""
+    three runs and three more of the same lie apart in a tenth of all cases, by so much in a fiftieth (simulated). Where
+    there are two runs only, it is no more than three times the larger, which is as rare; `one run` where there is no
+    range"""
 
     @property
     def ratio(self) -> float:
@@ -196,10 +200,11 @@ def other_settings(old: Record, new: Record) -> list[tuple[str, Any, Any]]:
 
 
 def verdict(then: dict[str, Any], now: dict[str, Any]) -> Verdict:
-    if min(len(then["runs"]), len(now["runs"])) < 2:
+    runs = min(len(then["runs"]), len(now["runs"]))
+    if runs < 2:
         return "one run"
     gap = max(now["min"] - then["max"], then["min"] - now["max"])
-    if gap <= max(then["max"] - then["min"], now["max"] - now["min"]) / 2:
+    if gap <= (3 if runs == 2 else 0.5) * max(then["max"] - then["min"], now["max"] - now["min"]):
         return "within noise"
     more = now["min"] > then["max"]
     return "better" if more == (now["unit"] in HIGHER_IS_BETTER) else "worse"

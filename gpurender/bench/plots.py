@@ -102,15 +102,20 @@ def roofline(points: Sequence[Point], bandwidth: float, rates: dict[str, float])
                 "soft",
             )
         )
-    taken: list[Box] = []
+    dots = [(x(p.intensity) - 7, y(p.rate) - 7, x(p.intensity) + 7, y(p.rate) + 7) for p in points]
+    taken: list[Box] = [*dots]
     for kind, rate in rates.items():
         start = max(10**x_low, 10**y_low / bandwidth)
         corners = ((start, bandwidth * start), (rate / bandwidth, rate), (10**x_high, rate))
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in corners)
         parts.append(f'<polyline class="roof" points="{path}"/>')
         words = f"matrix product, {kind}: {written(rate, 'FLOP a second')}"
-        parts.append(label(WIDTH - right - 4, y(rate) - 7, words, "end"))
-        taken.append((WIDTH - right - LETTER * len(words), y(rate) - 20, WIDTH, y(rate) + 2))
+        wide, base = LETTER * len(words), y(rate) - 7
+        ends = (WIDTH - right - 4 - wide, x(rate / bandwidth) + 24)  # of the flat roof: right, left
+        boxes = [(left, base - 13, left + wide, base + 9) for left in ends if left + wide < WIDTH]
+        box = next((box for box in boxes if not any(overlap(box, dot) for dot in dots)), boxes[0])
+        parts.append(label(box[0], base, words))
+        taken.append(box)
         taken.append((x(rate / bandwidth), y(rate) - 2, WIDTH, y(rate) + 2))
     slope = math.sqrt(10**x_low * bends[0])
     if bandwidth * slope > 10**y_low:
@@ -129,7 +134,6 @@ def named_points(
     taken: list[Box],
 ) -> Iterator[str]:
     """Dots with their names, each beside, above or below its dot, where nothing else is written."""
-    taken = [*taken, *((x(p.intensity) - 7, y(p.rate) - 7, x(p.intensity) + 7, y(p.rate) + 7) for p in points)]
     for point in sorted(points, key=lambda point: -point.rate):
         px, py = x(point.intensity), y(point.rate)
         yield line(px, py, px, y(roof(point)), "drop")

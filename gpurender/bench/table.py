@@ -14,8 +14,8 @@ WHOLE = (
     ("first frame, warm start", ""),
     ("peak resident memory", ""),
     ("peak device memory", ""),
-    ("host to device", "of a render's first"),
-    ("device to host", "of a render's first"),
+    ("host to device", "a frame, at first"),
+    ("device to host", "a frame, at first"),
 )
 
 
@@ -126,6 +126,10 @@ def what_is_compared(old: Record, new: Record) -> Iterator[str]:
     for key in ("processor", "cores", "gpu"):
         if old["machine"][key] != new["machine"][key]:
             yield f"ANOTHER MACHINE then: {key} {old['machine'][key]}, now {new['machine'][key]}"
+    then_has, now_has = (made["machine"].get("versions", {}) for made in (old, new))
+    for package in sorted({*then_has, *now_has} - {"gpurender"}):
+        if then_has.get(package) != now_has.get(package):
+            yield f"OTHER VERSION then: {package} {then_has.get(package, 'none')}, now {now_has.get(package, 'none')}"
     for key, before, now in other_settings(old, new):
         yield f"OTHER SETTINGS then: {key} {before}, now {now}: figures of unlike work"
     for made, when in ((old, "then"), (new, "now")):
