@@ -54,7 +54,7 @@ def cached_network(path: Path, mode: Mode | None, notify: Callable[[str], None] 
         with suppress(RuntimeError, OSError):
             if is_whole(directory / SUMS, directory.glob(HALVES)):
                 return read_kept(directory)
-    notify("making the network ready for this processor, once")
+    notify("making the network ready for this processor")
     network = make_ready(path, mode)
     if directory is not None and directory == kept_directory(path, mode):  # else it was replaced while it was read
         with suppress(OutputError, RuntimeError, OSError):  # it can be made anew
