@@ -22,7 +22,7 @@ def cached_half(path: Path, notify: Callable[[str], None] = lambda text: None) -
     """The network in half precision, in the user's cache, made there if need be (a second).
 
     Raises:
-        InputError: the file is not ONNX, or ONNX Runtime cannot load the network.
+        InputError: the file is not ONNX, ONNX Runtime cannot load the network, or it was replaced meanwhile.
     """
     content = hash_of_network(path)[:32]
     half = cache_directory() / f"{content}-fp16-v{HALF_VERSION}.onnx"
@@ -30,6 +30,8 @@ def cached_half(path: Path, notify: Callable[[str], None] = lambda text: None) -
     if not is_whole(sums, [half]):
         notify(f"converting {path.name} to half precision, once")
         model = to_half(folded(path, load_onnx(path)))
+        if hash_of_network(path)[:32] != content:  # it would be kept as that of the one before
+            raise InputError(f"{path} was replaced while it was read; try again.")
         with complete_or_absent(half, overwrite=True) as name:  # another program may be at it: either's will do
             Path(name).write_bytes(model.SerializeToString())
         seal(sums, [half])

@@ -24,7 +24,7 @@ SUMS, HALVES = "SHA256SUMS", "*coder.*"
 UNFINISHED = f".{'[0-9a-f]' * 32}-*"
 """What `complete_or_absent_directory` hides here meanwhile, and a killed program leaves."""
 HOUR = 3600.0
-KEPT_VERSION = 4  # part of the cache key: raise it when what is made here, or in what it calls, changes
+KEPT_VERSION = 5  # part of the cache key: raise it when what is made here, or in what it calls, changes
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ def keep(network: OnnxNetwork, directory: Path) -> None:
         return
     shutil.rmtree(directory, ignore_errors=True)  # it was damaged
     for hidden in directory.parent.glob(UNFINISHED):
-        if time.time() - hidden.stat().st_mtime > HOUR:  # nobody is at it any more
-            shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(FileNotFoundError):  # it was finished just now
+            if time.time() - hidden.stat().st_mtime > HOUR:  # nobody is at it any more
+                shutil.rmtree(hidden, ignore_errors=True)
     with complete_or_absent_directory(directory, overwrite=True, mark=SUMS) as hidden:
         for name, half in (("encoder", network.encoder), ("decoder", network.decoder)):
             if half is not None:

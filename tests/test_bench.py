@@ -416,6 +416,8 @@ def test_a_watched_program(anna: Path, tiny_onnx: Path, tmp_path: Path) -> None:
         (["--compare", "other.json"], "other.json is no record of measurements of version 1"),
         (["--compare", "damaged.json"], "damaged.json is damaged"),
         (["--compare", "undated.json"], "undated.json is damaged: it lacks its suite, its date"),
+        (["--compare", "unversioned.json"], "unversioned.json is damaged"),
+        (["--compare", "memory.json"], "memory.json is no record of gpurender bench"),
         (["--compare", "unknown.json"], "unknown.json is damaged: a result lacks its name"),
         (["--json", "no/where.json"], "no is not a directory"),
         (["--html", "text.json"], "text.json exists; give --overwrite"),
@@ -429,6 +431,10 @@ def test_bad_input(words: list[str], message: str, tmp_path: Path, monkeypatch: 
     undated, unknown = record("bench", [], command=[]), figures("x", "s", [float("nan")])
     del undated["date"]
     Path("undated.json").write_text(as_json(undated))
+    unversioned = record("bench", [], command=[])
+    unversioned["machine"]["versions"] = None
+    Path("unversioned.json").write_text(as_json(unversioned))
+    Path("memory.json").write_text(as_json(record("memory", [], command=[])))
     Path("unknown.json").write_text(as_json(unknown))
     Path("damaged.json").write_text('{"schema_version": 1, "results": [{"name": "crop"}]}')
     before = sorted(tmp_path.iterdir())

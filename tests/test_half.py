@@ -1,5 +1,6 @@
 """A network in half precision: that all of it is, and what that costs."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import run_whole
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from gpurender.engine import least_psnr
 from gpurender.export import example_input
 from gpurender.find import BUNDLED
 from gpurender.half import cached_half, folded, to_half, widen_depthwise
-from gpurender.halves import read_halves
+from gpurender.halves import load_onnx, read_halves
 from gpurender.render import probe_inputs
 
 
@@ -65,6 +66,20 @@ def test_half_networks_are_cached_by_content(tmp_path: Path, tiny_onnx: Path, mo
     (tmp_path / "c.onnx").write_bytes(b"hello")
     with pytest.raises(InputError, match="not an ONNX network that can be read"):
         cached_half(tmp_path / "c.onnx")
+
+
+def test_a_network_that_is_replaced_while_it_is_read_is_not_kept_as_the_one_before(
+    tmp_path: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replacing(path: Path) -> ModelProto:
+        path.write_bytes(path.read_bytes() + b"\0")
+        return load_onnx(tiny_onnx)
+
+    monkeypatch.setattr("gpurender.half.load_onnx", replacing)
+    monkeypatch.setenv("GPURENDER_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=r"latest\.onnx was replaced while it was read; try again"):
+        cached_half(Path(shutil.copy(tiny_onnx, tmp_path / "latest.onnx")))
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_weights_may_lie_beside_the_file(tmp_path: Path, tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:

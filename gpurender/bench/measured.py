@@ -141,8 +141,10 @@ def read_record(file: str | Path) -> Record:
         ):
             raise InputError(f"{file} is damaged: a result lacks its name, parameters, unit, numbers or runs.")
     told = {"gpurender": ("version", "commit"), "machine": ("processor", "cores", "gpu")}
-    if not all(isinstance(made.get(part), str) for part in ("suite", "date")) or not all(
-        isinstance(made.get(part), dict) and made[part].keys() >= set(keys) for part, keys in told.items()
+    if (
+        not all(isinstance(made.get(part), str) for part in ("suite", "date"))
+        or not all(isinstance(made.get(part), dict) and made[part].keys() >= set(keys) for part, keys in told.items())
+        or not isinstance(made["machine"].get("versions", {}), dict)
     ):
         raise InputError(f"{file} is damaged: it lacks its suite, its date, or which gpurender or machine it is of.")
     return made

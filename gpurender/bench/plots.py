@@ -111,7 +111,7 @@ def roofline(points: Sequence[Point], bandwidth: float, rates: dict[str, float])
         parts.append(f'<polyline class="roof" points="{path}"/>')
         words = f"matrix product, {kind}: {written(rate, 'FLOP a second')}"
         wide, base = LETTER * len(words), y(rate) - 7
-        ends = (WIDTH - right - 4 - wide, x(rate / bandwidth) + 24)  # of the flat roof: right, left
+        ends = (WIDTH - right - 4 - wide, x(rate / bandwidth) + 48)  # of the flat roof: right, left
         boxes = [(left, base - 13, left + wide, base + 9) for left in ends if left + wide < WIDTH]
         box = next((box for box in boxes if not any(overlap(box, dot) for dot in dots)), boxes[0])
         parts.append(label(box[0], base, words))
