@@ -385,7 +385,11 @@ def test_other_programs_work_is_told() -> None:
     assert theirs >= 50 / (os.cpu_count() or 1)
 
 
-def test_a_watched_program(anna: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+def test_a_watched_program(anna: Path, tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same gpurender, whatever lies in the working directory."""
+    (tmp_path / "gpurender").mkdir()
+    (tmp_path / "gpurender" / "__init__.py").write_text("raise ImportError('another one')")
+    monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "aud.npy", np.zeros((40, 512), np.float32))
     words = ["--template", anna, "--audio", tmp_path / "aud.npy", "--model", tiny_onnx, "--precision", "fp32"]
     watched = watch_make(words)

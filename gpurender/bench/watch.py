@@ -92,7 +92,8 @@ def watch_make(words: Sequence[object], *, device: str = "cpu") -> Watched:
     path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="gpurender-") as folder:
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "gpurender.cli", "make", *map(str, words), "--quiet"]
+        # -P: not another gpurender that lies in the working directory
+        command = [sys.executable, "-P", "-m", "gpurender.cli", "make", *map(str, words), "--quiet"]
         command += ["--out", str(Path(folder) / "out.mp4"), "--report", str(report)]
         free = free_device_bytes(device)
         began, clock = time.perf_counter(), time.time()
