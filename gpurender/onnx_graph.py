@@ -136,10 +136,9 @@ def concatenation(values: Sequence[Recorded], dim: int) -> Recorded:
 
 
 def interpolation(
-    value: Recorded, *, scale_factor: float, mode: str, align_corners: bool, **unused: object
+    value: Recorded, *, scale_factor: float, mode: str, align_corners: bool, **others: object
 ) -> Recorded:
-    assert mode == "bilinear"
-    assert align_corners
+    assert (mode, align_corners, any(others.values())) == ("bilinear", True, False)  # nothing else is written here
     scales = value.graph.constant(f"scales_{scale_factor}", np.array([1, 1, scale_factor, scale_factor], np.float32))
     corners = "align_corners"
     return value.graph.node("Resize", [value, "", scales], mode="linear", coordinate_transformation_mode=corners)
